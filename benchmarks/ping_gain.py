@@ -1,0 +1,173 @@
+"""What does neighbour guidance add to plain CLIP at the same number of samples seen? Flickr8k train to dev.
+
+    python benchmarks/ping_gain.py --tune        settings, measured on 1,000 pairs of train that are not trained on
+    python benchmarks/ping_gain.py               the arms on all of train, dev read once a run, at its end
+    python benchmarks/ping_gain.py --arms clip,self --seeds 0,1
+
+Every (arm, seed) is a run of its own: what is finished is not done again. Two runs go on at a time, with one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from common import FLICKR, RUNS, load, mean_and_spread, paired, save
+
+import clipling
+from clipling.assess import assess
+from clipling.store import read_json, write_json
+
+TRAIN = str(FLICKR / "train-{00000..00005}.tar")
+TUNE_TRAIN = str(FLICKR / "train-{00000..00004}.tar")
+TUNE_VAL = str(FLICKR / "train-00005.tar")
+DEV = str(FLICKR / "dev-00000.tar")
+METRICS = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+SEEDED = ("clip", "random", "self", "nn+xnn", "self+nn+xnn")
+
+# Common to all arms, tuned for `clip` (see results/ping_gain_tuning.json).
+COMMON: dict[str, Any] = {
+    "student.config": "mobilenetv3_small_64",
+    "stages.0.epochs": 20,
+    "stages.0.learning_rate": 1e-3,
+    "stages.0.warmup": 1,
+    "optimiser.batch": 256,
+    "optimiser.weight_decay": 0.2,
+    "data.crop": [0.5, 1.0],
+    "data.workers": 0,
+    "evaluation.best": "last",
+}
+# Guidance, tuned for `self+nn+xnn` and used by every guided arm.
+GUIDANCE: dict[str, Any] = {"guide.image_size": 160, "guide.k": 5, "guide.centre": True}
+WEIGHT = 1.0
+
+
+def weights(**parts: float) -> dict[str, Any]:
+    return {"objective.ping.weight": {"self": 0.0, "nn": 0.0, "xnn": 0.0, **{k: v * WEIGHT for k, v in parts.items()}}}
+
+
+def arms() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Each arm: a recipe of the package and what it changes."""
+    both = {"nn": 1.0, "xnn": 1.0}
+    pretrained = {"student.config": "efficientnet_lite0_minilm", "student.vocabulary": "full"}
+    return {
+        "clip": ("clip", {}),
+        "clip_pretrained": ("clip", {**pretrained, "student.init": {"image": "efficientnet_lite0", "text": "all-MiniLM-L6-v2"}}),
+        "lit": ("lit", {"student.config": "efficientnet_lite0_text2"}),
+        "self": ("ping", {**GUIDANCE, **weights(self=1.0)}),
+        "random": ("ping", {**GUIDANCE, **weights(**both), "guide.control": "random"}),
+        "nn": ("ping", {**GUIDANCE, **weights(nn=1.0)}),
+        "xnn": ("ping", {**GUIDANCE, **weights(xnn=1.0)}),
+        "nn+xnn": ("ping", {**GUIDANCE, **weights(**both)}),
+        "self+nn+xnn": ("ping", {**GUIDANCE, **weights(self=1.0, **both)}),
+        "a_ping": ("a_ping", {**GUIDANCE, **weights(**both), "guide.views": 3}),
+    }
+
+
+def settings_of(arm: str) -> tuple[str, dict[str, Any]]:
+    recipe, changes = arms()[arm]
+    return recipe, {**COMMON, **changes}
+
+
+def run_one(arm: str, seed: int) -> None:
+    """Trains one arm with one seed on all of train (a fixed 5 % is held out for the curve), then reads dev once."""
+    recipe, settings = settings_of(arm)
+    out = RUNS / "ping_gain" / arm.replace("+", "_") / f"seed-{seed}"
+    train(recipe, settings, TRAIN, None, seed, out)
+    if not (out / "dev.json").is_file():
+        write_json(out / "dev.json", assess(str(out), DEV))
+
+
+def train(recipe: str, settings: dict[str, Any], data: str, val: str | None, seed: int, out: Path) -> dict[str, Any]:
+    pairs = tuple(f"{key}={as_yaml(value)}" for key, value in settings.items())
+    return clipling.train(recipe, data=data, val=val, seed=seed, out=out, set=pairs, resume=True, threads=1, json=True)
+
+
+def as_yaml(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
+
+
+def in_parallel(jobs: list[list[str]]) -> None:
+    """Runs this script once a job, two at a time, one thread each: faster on two cores than one run with two threads."""
+
+    def call(arguments: list[str]) -> None:
+        done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.DEVNULL)
+        print("done" if done.returncode == 0 else "FAILED", *arguments, flush=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(call, jobs))
+
+
+def collect() -> None:
+    """Gathers the finished runs into benchmarks/results/ping_gain.json."""
+    result = load("ping_gain")
+    result["arms"] = {}
+    for arm in arms():
+        found = sorted((RUNS / "ping_gain" / arm.replace("+", "_")).glob("seed-*/dev.json"))
+        if found:
+            result["arms"][arm] = gather(found)
+    plain = result["arms"].get("clip")
+    result["paired"] = {}
+    for arm, values in result["arms"].items():
+        for other in ("clip", "random", "self"):
+            if arm != other and other in result["arms"]:
+                result["paired"][f"{arm} - {other}"] = differences(values, result["arms"][other])
+    result["budget"] = "same samples seen" if plain else ""
+    result["settings"] = {arm: dict(settings_of(arm)[1]) for arm in arms()}
+    print(save(result).name)
+    show(result)
+
+
+def gather(found: list[Path]) -> dict[str, list[Any]]:
+    values: dict[str, list[Any]] = {m: [] for m in METRICS}
+    values |= {"seed": [], "samples_seen": [], "seconds": [], "parameters": []}
+    for path in found:
+        dev, summary = read_json(path), read_json(path.parent / "summary.json")
+        for metric in METRICS:
+            values[metric].append(round(100 * dev["metrics"][metric], 3))
+        values["seed"].append(summary["seed"])
+        values["samples_seen"].append(summary["samples_seen"])
+        values["seconds"].append(summary["seconds"])
+        values["parameters"].append(summary["parameters"]["total_without_token_rows"])
+    return values
+
+
+def differences(a: dict[str, list], b: dict[str, list]) -> dict[str, Any]:
+    """Paired over the seeds that both arms have."""
+    common = [s for s in a["seed"] if s in b["seed"]]
+    pick = lambda arm, metric: [arm[metric][arm["seed"].index(s)] for s in common]  # noqa: E731
+    return {m: paired(pick(a, m), pick(b, m)) for m in ("i2t_recall@1", "t2i_recall@1", "i2t_recall@10", "t2i_recall@10")}
+
+
+def show(result: dict[str, Any]) -> None:
+    for arm, values in result["arms"].items():
+        cells = [f"{m.replace('_recall', '')} {mean_and_spread(values[m])[0]:5.1f}" for m in METRICS]
+        print(f"{arm:16s} {'  '.join(cells)}  ({len(values['seed'])} seeds)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", default=",".join(arms()))
+    parser.add_argument("--seeds", default=None, help="default: 0,1,2 for the main arms, 0 for the others")
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--collect", action="store_true", help="only gather what is finished")
+    given = parser.parse_args()
+    if given.one:
+        run_one(given.one[0], int(given.one[1]))
+        return
+    if not given.collect:
+        wanted = given.arms.split(",")
+        seeds = {a: given.seeds.split(",") if given.seeds else ["0", "1", "2"] if a in SEEDED else ["0"] for a in wanted}
+        in_parallel([["--one", arm, seed] for arm in wanted for seed in seeds[arm]])
+    collect()
+
+
+if __name__ == "__main__":
+    main()

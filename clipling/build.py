@@ -1,0 +1,103 @@
+"""Makes the parts of a run from its recipe: student, guide, objective, evaluators."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from clipling.data.pairs import Pairs
+from clipling.data.views import Augment
+from clipling.errors import UserError, near
+from clipling.evals.evaluators import Retrieval
+from clipling.models.dual import Student
+from clipling.models.hub import new_student, open_student
+from clipling.objectives.load import load_object
+from clipling.objectives.term import Objective, Term
+from clipling.recipe import Recipe, TermSpec
+
+
+def make_student(recipe: Recipe, pairs: Pairs) -> Student:
+    spec = recipe.student
+    if "model" in spec.init:
+        if len(spec.init) > 1:
+            raise UserError(f"student.init = {spec.init}: `model` starts both towers; leave out the others")
+        student = open_student(spec.init["model"])
+    else:
+        captions = pairs.captions if spec.vocabulary == "restricted" else None
+        student = new_student(spec.config, seed=recipe.seed, init=spec.init or None, vocabulary=captions)
+    student.set_norm(spec.norm)
+    return student
+
+
+def needs_guide(recipe: Recipe) -> None:
+    """Refuses a guide that no term would use, and a term whose guide is missing, before any work is done."""
+    needed = sorted(n for name, spec in active_terms(recipe).items() for n in make_term(name, spec).needs if n.startswith("neighbours."))
+    if needed and recipe.guide is None:
+        raise UserError(
+            f"the objective needs {', '.join(needed)} but the recipe has no guide. Add a `guide:` section (see the recipe ping)."
+        )
+    if recipe.guide is not None and not needed:
+        raise UserError(
+            "the recipe has a guide that no term of the objective uses. Remove `guide`, or give the term a weight other than 0."
+        )
+
+
+def active_terms(recipe: Recipe) -> dict[str, TermSpec]:
+    """Terms with a weight other than 0. A term of weight 0 is not built, so it costs nothing and changes nothing."""
+    found = {}
+    for name, spec in recipe.objective.items():
+        weights = spec.weight.values() if isinstance(spec.weight, dict) else [spec.weight]
+        if any(w != 0 for w in weights):
+            found[name] = spec
+    if not found:
+        raise UserError("every term of the objective has weight 0")
+    return found
+
+
+def make_term(name: str, spec: TermSpec) -> Term:
+    """Builds a term from its class and options. Raises UserError for options that the class does not take."""
+    made = load_object(spec.use)
+    options = dict(spec.options)
+    accepted = inspect.signature(made).parameters
+    for option in options:
+        if option not in accepted:
+            raise UserError(f"objective.{name}.options: {spec.use} takes no {option!r}. {near(option, accepted)}")
+    if isinstance(spec.weight, dict) and "parts" in accepted and "parts" not in options:
+        options["parts"] = tuple(part for part, weight in spec.weight.items() if weight != 0)
+    try:
+        term = made(**options)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"objective.{name}: {spec.use}({options}) failed: {error}") from error
+    if not isinstance(term, Term):
+        raise UserError(f"objective.{name}.use = {spec.use!r} is {type(term).__name__}; expected a clipling.objectives.term.Term")
+    return term
+
+
+def make_objective(recipe: Recipe, student: Student, guide: Any | None) -> Objective:
+    """The sum of terms. Heads start from the recipe's seed, whatever ran before."""
+    dims = {"student": student.embed_dim, **(guide.dims if guide else {})}
+    terms: dict[str, Term] = {}
+    weights: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        for name, spec in active_terms(recipe).items():
+            torch.manual_seed(recipe.seed)
+            terms[name] = make_term(name, spec)
+            terms[name].setup(dims)
+            weights[name] = spec.weight
+    return Objective(terms, weights)
+
+
+def make_guide(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, quiet: bool) -> Any | None:
+    """The bank (built when absent), its tables over the training pairs only, and the look-up."""
+    spec = recipe.guide
+    if spec is None:
+        return None
+    raise NotImplementedError
+
+
+def make_evaluators(recipe: Recipe, val: Pairs, student: Student) -> list:
+    return [Retrieval(val)]

@@ -1,0 +1,66 @@
+"""The model card that a run writes beside its model: data, budget, what taught it, licences, measured results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+from clipling.recipe import Recipe
+
+_TEMPLATE = """\
+---
+library_name: open_clip
+tags: [clip, image-text, clipling]
+---
+# {{ recipe.name }}: a small CLIP model
+
+Trained with clipling on {{ summary.train_pairs }} image-text pairs of `{{ recipe.data.source.split("/")[-1] }}`, seed {{ summary.seed }}.
+
+| | |
+|---|---|
+| student | `{{ student }}` |
+| parameters | {{ "{:,}".format(sizes.total_without_token_rows) }} without token rows ({{ "{:,}".format(sizes.total) }} with) |
+| budget | {{ "{:,}".format(summary.samples_seen) }} samples seen, {{ summary.seconds }} s of training steps |
+| objective | {{ objective }} |
+{% for metric, value in summary.val.items() -%}
+| {{ metric }} on {{ summary.val_pairs }} pairs held out | {{ "%.1f"|format(100 * value) }} % \
+(untrained: {{ "%.1f"|format(100 * summary.untrained.get(metric, 0)) }} %) |
+{% endfor %}
+The best of several checkpoints was chosen on those held-out pairs, so these figures are slightly optimistic.
+
+## Open it
+
+    import open_clip
+    model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")
+{% if licences %}
+## What taught it
+
+Frozen encoders guided the training; their weights are not part of this model:
+{% for name, licence in licences.items() %}
+- `{{ name }}`: {{ licence }}{% endfor %}
+{% endif %}
+## Limits
+
+It knows what its training pairs show and little else. Measure it on pictures of your own (`clipling eval`) before you rely on it.
+"""
+
+
+def model_card(summary: Mapping[str, Any], recipe: Recipe, licences: Mapping[str, str]) -> str:
+    """Markdown with the metadata block that model hubs read. Only the file name of the data is shown, never its path."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
+    return environment.from_string(_TEMPLATE).render(
+        summary=summary,
+        recipe=recipe,
+        student=recipe.student.init.get("model", recipe.student.config),
+        sizes=summary["parameters"],
+        objective=" + ".join(_weighted(name, term.weight) for name, term in recipe.objective.items()),
+        licences=licences,
+    )
+
+
+def _weighted(name: str, weight: float | dict[str, float]) -> str:
+    if isinstance(weight, dict):
+        return " + ".join(f"{w:g} {name}/{value}" for value, w in weight.items() if w)
+    return name if weight == 1 else f"{weight:g} {name}"

@@ -1,0 +1,75 @@
+"""`clipling <verb>`: parses, calls the facade, prints. No logic."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+import clipling
+from clipling import printing
+from clipling.errors import UserError
+
+DESCRIPTION = "Grow small CLIP models from your own image-text pairs. Start with: clipling demo"
+INTERRUPTED = 130
+
+
+def verbs() -> dict[str, Callable[..., Any]]:
+    """Every verb by the words that call it, in the order in which a new user needs them."""
+    return {
+        "demo": clipling.demo,
+        "data inspect": clipling.inspect,
+        "train": clipling.train,
+        "eval": clipling.evaluate,
+        "compare": clipling.compare,
+        "bank": clipling.bank,
+        "check": clipling.check,
+        "show": clipling.show,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 a check failed, 2 a user's mistake, 130 stopped by Ctrl-C (state saved where the verb has any)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["data"] and len(arguments) > 1:
+        arguments[:2] = [" ".join(arguments[:2])]  # tyro takes one word for a subcommand
+    try:
+        name, result, as_json = _call(arguments)
+    except UserError as error:
+        print(f"clipling: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stopped:
+        print(f"\nclipling: stopped. {stopped}".rstrip(), file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else printing.text(name, result))
+    return 1 if isinstance(result, dict) and result.get("failed") else 0
+
+
+def _call(arguments: list[str]) -> tuple[str, Any, bool]:
+    recording = {name: _recording(name, verb) for name, verb in verbs().items()}
+    return tyro.extras.subcommand_cli_from_dict(
+        recording, args=arguments, prog="clipling", description=DESCRIPTION, config=(tyro.conf.FlagCreatePairsOff,)
+    )
+
+
+def _recording(name: str, verb: Callable[..., Any]) -> Callable[..., tuple[str, Any, bool]]:
+    """The verb, returning what has to be printed and how."""
+
+    @functools.wraps(verb)
+    def call(*args: Any, **options: Any) -> tuple[str, Any, bool]:
+        return name, verb(*args, **options), bool(options.get("json", False))
+
+    return call
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Opens a source by its spec: a folder, a table, JSON lines, parquet, webdataset tars, `demo:emoji`, or several."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import astuple
+from pathlib import Path
+
+from clipling.data import index
+from clipling.data.folder import read_folder
+from clipling.data.jsonl import read_jsonl
+from clipling.data.pairs import Pairs
+from clipling.data.parquet import read_parquet
+from clipling.data.problems import Problems
+from clipling.data.reading import Options, Reading
+from clipling.data.shards import expand_braces, read_shards
+from clipling.data.table import read_table
+from clipling.errors import UserError, near
+
+_TABLES = (".csv", ".tsv")
+_JSON_LINES = (".jsonl", ".ndjson")
+_IN_FOLDER = ("captions.csv", "captions.tsv", "metadata.jsonl", "captions.jsonl", "metadata.csv", "metadata.parquet")
+_KINDS = "a folder, .csv, .tsv, .jsonl, .parquet, .tar (with ranges such as {00000..00005}), or demo:emoji"
+
+
+def open_pairs(
+    spec: str,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    group: str | None = None,
+    separator: str | None = None,
+    max_bad: float = 0.1,
+    captions_optional: bool = False,
+) -> Pairs:
+    """The pairs of a source; every image is looked at once, and the index that this makes is kept.
+
+    Args:
+        spec: a folder, a file, tars with brace ranges, `demo:emoji`, or several of these joined by `::`.
+        image_column, caption_column: columns (or JSON fields, `lang.de` for nested ones) where their names say little.
+        group: the column or field of what stays on one side of a split, such as a product.
+        separator: of CSV, where it is not found out: `tab`, `comma`, `semicolon`, `pipe` or a character.
+        max_bad: the share of rows that may be unusable; they are left out and listed.
+        captions_optional: whether images without captions are wanted too.
+
+    Raises:
+        UserError: what is wrong with the source, or with more than `max_bad` of its rows, and what to do.
+    """
+    options = Options(image_column, caption_column, group, separator, captions_optional)
+    if str(spec).strip() == "demo:emoji":
+        return _open_demo(options)
+    parts = [resolve(part.strip()) for part in str(spec).split("::")]
+    _refuse_ignored(options, {kind for kind, _ in parts}, spec)
+    # The current folder counts: relative paths of a table may start there.
+    cache = index.index_path([(kind, *map(str, paths)) for kind, paths in parts], astuple(options), os.getcwd())
+    found = index.kept(cache, lambda: [reading for kind, paths in parts for reading in _read(kind, paths, options)], str(spec))
+    problems = Problems(str(spec), found.problems)
+    check_usable(problems, len(found.rows), max_bad)
+    return Pairs.from_rows(str(spec), found.rows, found.hashes, problems)
+
+
+def check_usable(problems: Problems, good: int, max_bad: float) -> None:
+    """Lists the problems in a file, and raises UserError when they are too many or nothing is left."""
+    problems.check(good + len(problems), max_bad)
+    if not good:
+        listed = f": {problems.summary()}.\n{problems.first()}" if len(problems) else "."
+        raise UserError(f"{problems.name} has no usable pair{listed}")
+    if len(problems):
+        problems.list_file()
+
+
+def _open_demo(options: Options) -> Pairs:
+    from clipling.data.emoji import open_emoji
+
+    if options != Options(captions_optional=options.captions_optional):
+        raise UserError("demo:emoji has its own columns and groups: leave the options for columns out")
+    return open_emoji()
+
+
+def resolve(part: str) -> tuple[str, list[Path]]:
+    """(kind, files) of one part of a spec. Raises UserError for what is missing or is not a source."""
+    if part.startswith("demo:"):
+        if part != "demo:emoji":
+            raise UserError(f"there is no {part!r}. {near(part, ['demo:emoji'])}")
+        return "demo", []
+    if not part:
+        raise UserError(f"the source has an empty part. Give {_KINDS}; several are joined by '::'")
+    if part.lower().startswith(("http://", "https://", "s3://", "gs://", "hf://")):
+        raise UserError(f"{part} is not on this machine: download it first, then give the path of the folder or file")
+    paths = _files(part)
+    if len(paths) == 1 and paths[0].is_dir():
+        return _in_folder(paths[0])
+    kinds = {_kind(path) for path in paths}
+    if len(kinds) > 1:
+        raise UserError(f"{part} stands for files of several kinds ({', '.join(sorted(kinds))}): join them by '::'")
+    return kinds.pop(), paths
+
+
+def _files(part: str) -> list[Path]:
+    path = Path(os.path.abspath(Path(part).expanduser()))
+    if _exists(path):
+        return [path]
+    if "*" in path.name or "?" in path.name:
+        paths = sorted(path.parent.glob(path.name))
+        if not paths:
+            raise UserError(f"{part}: no file in {path.parent} fits {path.name!r}")
+        return paths
+    paths = [Path(name) for name in expand_braces(str(path))]
+    missing = [name for name in paths if not _exists(name)]
+    if not missing:
+        return paths
+    if len(paths) > 1:
+        shown = ", ".join(str(name) for name in missing[:3])
+        raise UserError(f"{part}: {len(missing)} of {len(paths)} files do not exist: {shown}{' ...' * (len(missing) > 3)}")
+    parent = path.parent
+    while not _exists(parent) and parent != parent.parent:
+        parent = parent.parent
+    lost = path.relative_to(parent).parts[0]
+    there = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    advice = f"{parent} holds: {near(lost, there)}" if there else f"{parent} is empty."
+    raise UserError(f"{part} does not exist. A source is {_KINDS}. {advice}"[:1500])
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or one that cannot be a name
+        return False
+
+
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return "folder"
+    if suffix in _TABLES:
+        return "table"
+    if suffix in _JSON_LINES:
+        return "jsonl"
+    if suffix in (".parquet", ".tar"):
+        return suffix[1:]
+    if suffix in (".gz", ".tgz", ".zip", ".xz", ".bz2", ".zst"):
+        raise UserError(f"{path.name} is packed: unpack it first. Images in a plain .tar can be read at random.")
+    if suffix == ".json":
+        raise UserError(f"{path.name}: a .json file is one object. Save one object a line, as .jsonl.")
+    if suffix in (".xls", ".xlsx", ".ods"):
+        raise UserError(f"{path.name}: save the table as CSV (UTF-8) first.")
+    raise UserError(f"{path.name} is not a source. A source is {_KINDS}.")
+
+
+def _in_folder(folder: Path) -> tuple[str, list[Path]]:
+    """A folder is read by the table in it, or as the tars in it, or else by the .txt files beside its images."""
+    for name in _IN_FOLDER:
+        if (folder / name).is_file():
+            return _kind(folder / name), [folder / name]
+    tars = sorted(folder.glob("*.tar"))
+    return ("tar", tars) if tars else ("folder", [folder])
+
+
+def _refuse_ignored(options: Options, kinds: set[str], spec: str) -> None:
+    read_by = {
+        "--image-column": (options.image_column, {"table", "jsonl", "parquet"}),
+        "--caption-column": (options.caption_column, {"table", "jsonl", "parquet", "tar"}),
+        "--group": (options.group, {"table", "jsonl", "parquet", "tar"}),
+        "--separator": (options.separator, {"table"}),
+    }
+    for flag, (value, readers) in read_by.items():
+        if value is not None and kinds.isdisjoint(readers):
+            raise UserError(f"{flag} {value!r} says nothing about {spec}, which is {' and '.join(sorted(kinds))}: leave it out")
+
+
+def _read(kind: str, paths: list[Path], options: Options) -> list[Reading]:
+    try:
+        if kind == "demo":
+            pairs = _open_demo(Options())
+            files = sorted({location.path for location in pairs.locations})
+            rows = [pairs.row(i) for i in range(len(pairs))]
+            return [Reading("demo-emoji", rows, pairs.problems, files)]
+        if kind == "tar":
+            return read_shards(paths, options)
+        reader = {"table": read_table, "jsonl": read_jsonl, "parquet": read_parquet, "folder": read_folder}[kind]
+        return [reader(path, options) for path in paths]
+    except OSError as error:
+        raise UserError(f"{error.filename or paths[0]} cannot be read: {error.strerror or error}") from error

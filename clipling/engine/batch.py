@@ -1,0 +1,78 @@
+"""From the host's batch to the `Batch` that terms read: features, the false-negative mask, guides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipling.data.loader import HostBatch
+from clipling.engine.runtime import Runtime
+from clipling.objectives.term import Batch, Neighbours, View
+
+
+class Guide(Protocol):
+    """What teaches beyond the pairs. Every process looks up the rows of the whole batch: a look-up is a pure function of (seed, epoch,
+    pair), so nothing has to be gathered."""
+
+    provides: frozenset[str]
+    dims: Mapping[str, int]
+
+    def lookup(self, pair_all: np.ndarray, epoch: int, caption_all: np.ndarray) -> dict[str, Neighbours]: ...
+
+
+def same_mask(links: Sequence[Sequence[int]], pair: np.ndarray, pair_all: np.ndarray, first: int) -> np.ndarray | None:
+    """[n, N] bool: rows that share a caption, a picture or a group with another row of the batch; None when there are none.
+
+    `links[p]` are the classes of pair p that hold more than one pair. A row is never "same" as itself.
+    """
+    classes: dict[int, list[int]] = {}
+    for column, p in enumerate(pair_all.tolist()):
+        for link in links[p]:
+            classes.setdefault(link, []).append(column)
+    shared = [columns for columns in classes.values() if len(columns) > 1]
+    if not shared:
+        return None
+    mask = np.zeros((len(pair_all), len(pair_all)), dtype=bool)
+    for columns in shared:
+        mask[np.ix_(columns, columns)] = True
+    np.fill_diagonal(mask, False)
+    return mask[first : first + len(pair)]
+
+
+@dataclass
+class BatchMaker:
+    """Makes the `Batch` of a step from the local unit features."""
+
+    links: Sequence[Sequence[int]] | None
+    guides: Sequence[Guide]
+    runtime: Runtime
+
+    def __call__(self, host: HostBatch, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Batch:
+        device, first = image.device, self.runtime.rank * len(host.pair)
+        mask = None if self.links is None else same_mask(self.links, host.pair, host.pair_all, first)
+        neighbours: dict[str, Neighbours] = {}
+        for guide in self.guides:
+            neighbours |= {
+                name: to_device(rows, device) for name, rows in guide.lookup(host.pair_all, host.epoch, host.caption_all).items()
+            }
+        view = View(image, text, self.runtime.gather(image), self.runtime.gather(text))
+        return Batch(
+            views={"main": view},
+            scale=scale,
+            bias=bias,
+            pair=torch.from_numpy(host.pair).to(device),
+            pair_all=torch.from_numpy(host.pair_all).to(device),
+            step=host.step,
+            first=first,
+            same=None if mask is None else torch.from_numpy(mask).to(device),
+            neighbours=neighbours,
+        )
+
+
+def to_device(rows: Neighbours, device: torch.device) -> Neighbours:
+    return Neighbours(*(t.to(device, non_blocking=True) for t in (rows.ids, rows.others, rows.image, rows.text)))

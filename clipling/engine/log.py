@@ -1,0 +1,84 @@
+"""metrics.jsonl, and what a person sees while waiting."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from clipling.store import atomic_write
+
+
+class Metrics:
+    """Lines of JSON, one an event, in the order of steps. On resume, what came after the checkpoint is cut off, then made again."""
+
+    def __init__(self, path: Path, keep_until: int | None):
+        """`keep_until`: the step of the checkpoint that the run resumes from; None starts a new file."""
+        self.path = path
+        kept = [] if keep_until is None else [line for line in _lines(path) if json.loads(line)["step"] <= keep_until]
+        atomic_write(path, "".join(line + "\n" for line in kept))
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, **event: Any) -> None:
+        self.file.write(json.dumps(event) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a file that a kill may have ended in the middle of a line."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line.startswith("{") and line.endswith("}")]
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line every half minute, with the time that is left."""
+
+    def __init__(self, total: int, done: int, name: str, quiet: bool = False):
+        self.total, self.first, self.done, self.name, self.quiet = total, done, done, name, quiet
+        self.begun = self.said = time.monotonic()
+        self.bar = None
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=done, desc=name, unit="step", dynamic_ncols=True)
+
+    def step(self, note: str) -> None:
+        self.done += 1
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update()
+        elif time.monotonic() - self.said >= 30:
+            self._say(note)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        elif not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def _say(self, note: str) -> None:
+        self.said = time.monotonic()
+        spent = self.said - self.begun
+        left = spent / max(1, self.done - self.first) * (self.total - self.done)
+        self.line(f"{self.name}: step {self.done}/{self.total}, {note}, {duration(left)} left")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """70 -> `1 min 10 s`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -1,0 +1,279 @@
+"""The training loop. There is one."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipling.data.loader import TrainBatches, loader
+from clipling.engine import checkpoint
+from clipling.engine.batch import BatchMaker
+from clipling.engine.ema import Ema
+from clipling.engine.log import Metrics, Progress
+from clipling.engine.optim import build_optimiser, learning_rate, set_rate, trained
+from clipling.engine.runtime import Runtime
+from clipling.engine.signals import stop_signals
+from clipling.engine.stages import Span, spans
+from clipling.engine.step import Stepper, StepResult
+from clipling.errors import UserError
+from clipling.models.dual import Student
+from clipling.objectives.term import Objective
+from clipling.recipe import Recipe
+from clipling.store import atomic_produce
+
+Evaluator = Callable[[Student], Iterable[tuple[str, float]]]
+CHECKPOINT_SECONDS = 300.0
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; the state was saved first."""
+
+
+@dataclass
+class Job:
+    """Everything that a run needs, made by the recipe."""
+
+    recipe: Recipe
+    student: Student
+    objective: Objective
+    batches: TrainBatches
+    make_batch: BatchMaker
+    evaluators: list[Evaluator]
+    folder: Path
+    runtime: Runtime
+    quiet: bool = False
+
+
+@dataclass
+class State:
+    """What changes while training, apart from weights."""
+
+    step: int = 0
+    seconds: float = 0.0
+    nonfinite: int = 0
+    skipped: int = 0
+    best_step: int = 0
+    best_value: float = -math.inf
+    best: dict[str, float] = field(default_factory=dict)
+    untrained: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains a job to its end, from its newest checkpoint if there is one."""
+
+    def __init__(self, job: Job):
+        self.job, self.state = job, State()
+        recipe = job.recipe
+        self.per_epoch = job.batches.steps_per_epoch
+        self.spans = spans(recipe.stages, self.per_epoch, recipe.max_steps)
+        self.last = self.spans[-1].end
+        self.every = max(1, round(recipe.evaluation.every * self.per_epoch))
+        self.stepper = Stepper(
+            job.student,
+            job.objective,
+            job.make_batch,
+            job.runtime,
+            recipe.seed,
+            local_micro(recipe.optimiser.micro_batch, job.runtime.world),
+            recipe.optimiser.autocast,
+        )
+        self.optimiser: torch.optim.Optimizer | None = None
+        job.runtime.same_start(job.student)
+        job.runtime.same_start(job.objective)
+        self.ema = Ema(job.student, recipe.optimiser.ema) if recipe.optimiser.ema else None
+
+    def run(self) -> State:
+        """Trains; afterwards the student holds the best (or last) weights. Raises Interrupted after saving on Ctrl-C."""
+        saved = self._resume()
+        self.metrics = Metrics(self.job.folder / "metrics.jsonl", self.state.step if saved else None) if self.job.runtime.first else None
+        self.progress = Progress(self.last, self.state.step, self.job.recipe.name, self.job.quiet or not self.job.runtime.first)
+        self.saved_at = time.monotonic()
+        try:
+            with stop_signals() as stopped:
+                if not saved:
+                    self.state.untrained = self._evaluate()
+                for span in self.spans:
+                    if self.state.step < span.end:
+                        self._train(span, saved, stopped)
+                        saved = None
+        finally:
+            self.progress.close()
+            if self.metrics:
+                self.metrics.close()
+        self._take_best()
+        return self.state
+
+    def _train(self, span: Span, saved: dict | None, stopped: threading.Event) -> None:
+        student, recipe = self.job.student, self.job.recipe
+        student.freeze(image="image" in span.stage.freeze, text="text" in span.stage.freeze)
+        self.optimiser = build_optimiser(student, self.job.objective, recipe.optimiser)
+        if saved and self.state.step > span.begin:
+            self.optimiser.load_state_dict(saved["optimiser"])
+        student.train()
+        self.job.objective.train()
+        for host in loader(self.job.batches, self.state.step, span.end, recipe.data.workers):
+            began = time.perf_counter()
+            set_rate(self.optimiser, learning_rate(span, self.state.step, self.per_epoch))
+            log = host.step % recipe.evaluation.log_every == 0 or host.step + 1 == self.last
+            result, norm = self._step(host, log)
+            self.state.step += 1
+            self.state.seconds += time.perf_counter() - began
+            if log:
+                self._log(result, norm, host.epoch)
+            self.progress.step(f"loss {float(result.loss):.3f}")
+            self._after(stopped)
+
+    def _step(self, host: Any, log: bool) -> tuple[StepResult, float]:
+        assert self.optimiser is not None
+        settings, runtime = self.job.recipe.optimiser, self.job.runtime
+        try:
+            result = self.stepper(host, log)
+        except ValueError as error:
+            if self.state.step > 0:
+                raise
+            raise UserError(f"the objective does not fit together: {error}") from error
+        parameters = trained(self.optimiser)
+        runtime.average_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
+        # The norm is taken after averaging: one process with a NaN makes it NaN on all, so all skip together.
+        if not math.isfinite(float(norm)) or not math.isfinite(float(runtime.average(result.loss))):
+            self._nonfinite(settings.stop_after_nonfinite)
+        else:
+            self.state.nonfinite = 0
+            self.optimiser.step()
+            with torch.no_grad():
+                self.job.student.logit_scale.clamp_(0, math.log(100))
+            self.job.objective.after_step(host.step)
+            if self.ema:
+                self.ema.update(self.job.student, host.step)
+        self.optimiser.zero_grad(set_to_none=True)
+        return result, float(norm)
+
+    def _nonfinite(self, limit: int) -> None:
+        self.state.nonfinite += 1
+        self.state.skipped += 1
+        if self.state.nonfinite >= limit:
+            raise UserError(
+                f"{limit} steps in a row had a loss or gradient that is not finite (step {self.state.step}). "
+                "Lower stages.0.learning_rate or set optimiser.clip_norm; the last good checkpoint is kept."
+            )
+
+    def _after(self, stopped: threading.Event) -> None:
+        """Evaluation and checkpoint, in that order, so that a checkpoint knows the best value so far."""
+        step, done = self.state.step, self.state.step == self.last
+        evaluated = step % self.every == 0 or done
+        if evaluated:
+            self._evaluate()
+        late = time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        stop = self.job.runtime.any(stopped.is_set())
+        if step % self.per_epoch == 0 or done or stop or self.job.runtime.any(late):
+            self._save()
+        if stop and not done:
+            raise Interrupted
+
+    def _evaluate(self) -> dict[str, float]:
+        """Metrics on val of the weights that would be shipped; the best weights are kept beside the checkpoints."""
+        student, state = self.job.student, self.state
+        if self.job.runtime.first and self.job.evaluators:
+            with self.ema.in_place_of(student) if self.ema else contextlib.nullcontext():
+                metrics = {name: float(value) for run in self.job.evaluators for name, value in run(student)}
+                value = state.step if self.job.recipe.evaluation.best == "last" else best_value(metrics, self.job.recipe.evaluation.best)
+                if value >= state.best_value and state.step > 0:  # of equals the later: it has seen more
+                    state.best_value, state.best_step, state.best = value, state.step, metrics
+                    atomic_produce(self._best_path, lambda path: torch.save(student.state_dict(), path))
+            assert self.metrics is not None
+            self.metrics.write(kind="val", **self._where(), metrics=metrics)
+            shown = ", ".join(f"{n} {100 * v:.1f}" for n, v in metrics.items() if n.endswith(("@10", "acc1")))
+            self.progress.line(f"{self.job.recipe.name}: epoch {state.step / self.per_epoch:.1f}: {shown}")
+        else:
+            metrics = {}
+        student.train()
+        self.job.runtime.wait()
+        return metrics
+
+    @property
+    def _best_path(self) -> Path:
+        return self.job.folder / "checkpoints" / "best.pt"
+
+    def _where(self) -> dict[str, Any]:
+        step = self.state.step
+        return {
+            "step": step,
+            "epoch": round(step / self.per_epoch, 6),
+            "samples_seen": step * self.job.recipe.optimiser.batch,
+            "seconds": round(self.state.seconds, 3),
+        }
+
+    def _log(self, result: StepResult, norm: float, epoch: int) -> None:
+        average = self.job.runtime.average
+        loss, terms = float(average(result.loss)), {n: float(average(v)) for n, v in result.values.items()}
+        if self.metrics and self.optimiser:
+            self.metrics.write(
+                kind="train",
+                **self._where(),
+                loss=loss,
+                terms=terms,
+                gradient=result.gradients,
+                gradient_norm=norm,
+                learning_rate=self.optimiser.param_groups[0]["lr"],
+                logit_scale=float(self.job.student.logit_scale.detach().exp()),
+                skipped=self.state.skipped,
+            )
+
+    def _save(self) -> None:
+        if self.job.runtime.first and self.optimiser:
+            state = {
+                "student": self.job.student.state_dict(),
+                "objective": self.job.objective.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "ema": self.ema.average if self.ema else None,
+                "state": vars(self.state),
+                "world": self.job.runtime.world,
+            }
+            checkpoint.save(self.job.folder / "checkpoints", self.state.step, state)
+        self.saved_at = time.monotonic()
+        self.job.runtime.wait()
+
+    def _resume(self) -> dict | None:
+        saved = checkpoint.load_newest(self.job.folder / "checkpoints")
+        if saved is None:
+            return None
+        if saved["world"] != self.job.runtime.world:
+            raise UserError(
+                f"the run was made with {saved['world']} processes and is resumed with {self.job.runtime.world}. Use the same number."
+            )
+        self.job.student.load_state_dict(saved["student"])
+        self.job.objective.load_state_dict(saved["objective"])
+        if self.ema:
+            self.ema.average = saved["ema"]
+        self.state = State(**saved["state"])
+        return saved
+
+    def _take_best(self) -> None:
+        if self._best_path.is_file():
+            self.job.student.load_state_dict(torch.load(self._best_path, map_location="cpu", weights_only=True))
+        elif self.ema:
+            self.job.student.load_state_dict(self.ema.average)
+
+
+def local_micro(micro_batch: int | None, world: int) -> int | None:
+    return None if micro_batch is None else max(1, micro_batch // world)
+
+
+def best_value(metrics: dict[str, float], name: str) -> float:
+    """A metric by name, the mean of both directions of `recall@k`, or `mean_recall`: the mean of all recalls."""
+    if name in metrics:
+        return metrics[name]
+    both = (f"i2t_{name}", f"t2i_{name}")
+    chosen = [v for n, v in metrics.items() if n in both or (name == "mean_recall" and n.startswith(("i2t_recall@", "t2i_recall@")))]
+    if chosen:
+        return sum(chosen) / len(chosen)
+    raise UserError(f"evaluation.best = {name!r}: this run measures {', '.join(metrics)}")

@@ -1,0 +1,28 @@
+"""The one kind of error that is the user's to mend, and near matches for names that were mistyped."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A user's mistake.
+
+    The message says what was given, what was expected and what to do. The command line prints it without a
+    traceback and exits with code 2.
+    """
+
+
+def near(name: str, allowed: Iterable[str]) -> str:
+    """A sentence that helps with a mistyped `name`: close matches first, otherwise all that is allowed."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"Allowed: {', '.join(allowed)}."
+
+
+def missing_extra(what: str, extra: str) -> UserError:
+    """The error for an optional dependency that is not installed."""
+    return UserError(f"{what} is not installed. Install it with: pip install 'clipling[{extra}]'")

@@ -1,0 +1,153 @@
+"""The report: one HTML file that holds everything it shows, and loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import clipling
+from clipling.evals.charts import all_charts, difference_chart
+from clipling.evals.gallery import Exhibit, Thumbnails, image_gallery, neighbour_examples, text_gallery
+from clipling.evals.measure import METRICS, PRIMARY, with_primary
+from clipling.evals.plots import colour
+from clipling.evals.results import CLASSIFICATION, Result, weights_hash
+from clipling.evals.runs import Arm, Run
+from clipling.evals.verdict import Row, Verdict, millions, percent, signed
+from clipling.store import atomic_write
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The pairs behind a report: those that students were measured on, and the training source. None: not to be had."""
+
+    measured: Any | None
+    split: str  # "val" or "test": what `measured` is
+    pairs: Any | None
+    pictures: bool
+
+
+def write_report(
+    path: Path,
+    rows: Sequence[Row],
+    verdict: Verdict,
+    references: Sequence[Result],
+    sources: Sources,
+    exhibits: Sequence[Exhibit],
+) -> None:
+    """Renders the report and writes it atomically to `path`."""
+    arms = [row.arm for row in rows]
+    base = next((row for row in rows if row.difference is None and len(rows) > 1), None)
+    context = {
+        "verdict": verdict,
+        "rows": rows,
+        "baseline": base if any(row.difference for row in rows) else None,
+        "metrics": METRICS,
+        "primary": PRIMARY,
+        "references": [(r, with_primary(r.metrics)) for r in references],
+        "data": _data_name(rows, sources),
+        "sources": sources,
+        "starts": [start for arm in arms for start in _starts(arm)],
+        "difference_plot": Markup(difference_chart(rows)),
+        "charts": [(chart, Markup(chart.svg)) for chart in all_charts(arms)],
+        "guided": _guided(arms, sources),
+        "galleries": _galleries(sources, exhibits),
+        "zero_shot": [(run, r) for arm in arms for run in arm.runs for r in run.results if r.task == CLASSIFICATION],
+        "origins": [_origin(arm, run) for arm in arms for run in arm.runs],
+        "version": clipling.__version__,
+    }
+    atomic_write(path, environment().get_template("report.html").render(context))
+
+
+def environment() -> jinja2.Environment:
+    """Templates with escaping on, whatever their names: captions are other people's text."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("clipling.evals", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(percent=percent, signed=signed, millions=millions, clock=clock, colour=colour, number=lambda n: f"{n:,}")
+    return made
+
+
+def clock(seconds: float) -> str:
+    """70 as `1 min 10 s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _data_name(rows: Sequence[Row], sources: Sources) -> str:
+    if sources.measured is not None:
+        return str(sources.measured.name)
+    run = rows[0].arm.runs[0]
+    return str((run.recipe.get("data") or {}).get("source") or run.summary.get("data", ""))
+
+
+def _starts(arm: Arm) -> list[dict[str, Any]]:
+    """The untrained and the trained student of every run, on the val of the run."""
+    found = []
+    for run in arm.runs:
+        start, end = with_primary(run.summary.get("untrained") or {}), with_primary(run.summary["val"])
+        if PRIMARY in start and PRIMARY in end:
+            found.append({"arm": arm, "run": run, "start": start, "end": end, "gain": end[PRIMARY] - start[PRIMARY]})
+    return found
+
+
+def _guided(arms: Sequence[Arm], sources: Sources) -> dict[str, Any] | None:
+    """The neighbours of the first arm whose run kept a sample of them."""
+    for arm in arms:
+        for run in arm.runs:
+            if run.guides.get("neighbours_sample"):
+                thumbnails = Thumbnails(sources.pairs, sources.pictures and sources.pairs is not None)
+                examples = neighbour_examples(run.guides, sources.pairs, thumbnails)
+                return {"arm": arm, "examples": examples, "hubness": flat(run.guides.get("hubness"))}
+    return None
+
+
+def _galleries(sources: Sources, exhibits: Sequence[Exhibit]) -> dict[str, Any] | None:
+    if not exhibits or sources.measured is None:
+        return None
+    thumbnails = Thumbnails(sources.measured, sources.pictures)
+    return {
+        "text": text_gallery(sources.measured, exhibits, thumbnails),
+        "image": image_gallery(sources.measured, exhibits, thumbnails),
+    }
+
+
+def _origin(arm: Arm, run: Run) -> dict[str, Any]:
+    """What it takes to make a run again."""
+    recipe = run.folder / "recipe.yaml"
+    return {
+        "label": arm.label,
+        "colour": arm.colour,
+        "seed": run.seed,
+        "folder": run.folder.name,
+        "steps": run.summary.get("steps"),
+        "best_step": run.summary.get("best_step"),
+        "weights": weights_hash(run.model)[:16] if run.model else "",
+        "recipe": recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        "environment": flat(run.environment),
+    }
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested dicts and lists as (dotted key, text) rows, in their order."""
+    if value is None or value == "" or value == {} or value == []:
+        return []
+    if isinstance(value, dict):
+        return [row for key, below in value.items() for row in flat(below, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(value, list | tuple) and all(isinstance(v, str | int | float) for v in value):
+        return [(prefix, " ".join(map(str, value)))]
+    if isinstance(value, list | tuple):
+        return [row for i, below in enumerate(value) for row in flat(below, f"{prefix}.{i}")]
+    return [(prefix, f"{value:.4g}" if isinstance(value, float) else str(value))]

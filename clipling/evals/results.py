@@ -1,0 +1,117 @@
+"""Results as JSON that CLIP_benchmark's tools read, with what is needed to believe and repeat a number.
+
+Metrics are fractions. Retrieval stands under our names (`i2t_recall@5`) and under CLIP_benchmark's
+(`text_retrieval_recall@5`); `build` of CLIP_benchmark makes its table from a folder of these files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipling.errors import UserError
+from clipling.store import read_json, write_json
+
+RETRIEVAL = "zeroshot_retrieval"
+CLASSIFICATION = "zeroshot_classification"
+TASKS = (RETRIEVAL, CLASSIFICATION)
+
+
+@dataclass(kw_only=True)
+class Result:
+    """One model on one dataset."""
+
+    dataset: str
+    model: str
+    task: str
+    metrics: dict[str, float]
+    pretrained: str = ""
+    language: str = "en"
+    prompts: list[str] = field(default_factory=list)
+    """Templates of a zero-shot classification."""
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    data_hash: str = ""
+    """Fingerprint of the pairs, or of the labelled pictures."""
+    model_hash: str = ""
+    """SHA-256 of the weights file."""
+    budget: dict[str, float] = field(default_factory=dict)
+    """samples_seen, seconds, parameters: what the model cost."""
+    size: dict[str, int] = field(default_factory=dict)
+    """pairs and captions, or images and classes."""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % bootstrap intervals over pairs, by metric."""
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task is {self.task!r}; expected one of {', '.join(TASKS)}")
+
+    def filename(self) -> str:
+        """CLIP_benchmark's `{dataset}_{pretrained}_{model}_{language}_{task}.json`, safe as a file name."""
+        parts = (self.dataset, self.pretrained, self.model, self.language)
+        return "_".join([*map(_safe, parts), self.task]) + ".json"
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds."""
+        own = {name: value for name, value in vars(self).items() if name != "metrics"}
+        return {**own, "metrics": {**self.metrics, **benchmark_names(self.metrics)}}
+
+
+def benchmark_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The same values under CLIP_benchmark's names: what is retrieved comes first (i2t retrieves text)."""
+    theirs = {"i2t_recall@": "text_retrieval_recall@", "t2i_recall@": "image_retrieval_recall@"}
+    return {name.replace(ours, other): value for name, value in metrics.items() for ours, other in theirs.items() if name.startswith(ours)}
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """Writes the result under its own name in `folder`, atomically, and returns the path."""
+    path = Path(folder) / result.filename()
+    write_json(path, result.content())
+    return path
+
+
+def read_result(path: Path) -> Result:
+    """Reads a result, ours or CLIP_benchmark's (whose metrics get our names too). Raises UserError for anything else."""
+    content = read_json(path)
+    needed = ("dataset", "model", "task", "metrics")
+    missing = [key for key in needed if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{path} is not a result file: {', '.join(missing)} is missing. Expected what `clipling eval` writes.")
+    if content["task"] not in TASKS:
+        raise UserError(f"{path}: task is {content['task']!r}; clipling reads {' and '.join(TASKS)}")
+    known = {name: content[name] for name in Result.__dataclass_fields__ if content.get(name) is not None}
+    known["metrics"] = _our_names(content["metrics"])
+    known["intervals"] = {name: tuple(pair) for name, pair in known.get("intervals", {}).items()}
+    return Result(**known)
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All results of a folder in the order of their names; none when there is no such folder."""
+    return [read_result(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def _our_names(metrics: Mapping[str, Any]) -> dict[str, float]:
+    ours = {"text_retrieval_recall@": "i2t_recall@", "image_retrieval_recall@": "t2i_recall@"}
+    found = {}
+    for name, value in metrics.items():
+        if not isinstance(value, int | float):  # CLIP_benchmark writes null for what it could not compute
+            continue
+        for theirs, other in ours.items():
+            name = name.replace(theirs, other) if name.startswith(theirs) else name
+        found[name] = float(value)
+    return found
+
+
+def weights_hash(model_folder: Path) -> str:
+    """SHA-256 of `open_clip_model.safetensors` in a model folder; empty when there is none."""
+    path = Path(model_folder) / "open_clip_model.safetensors"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-.@" else "-" for c in name).strip(".-")[:80]

@@ -1,0 +1,170 @@
+"""Run folders, read: what a training left behind, and runs of one name gathered over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from clipling.errors import UserError
+from clipling.evals.results import Result, read_results
+from clipling.store import read_json
+
+Kind = Literal["plain", "guided", "control", "other"]
+
+
+@dataclass
+class Run:
+    """One run folder. Fractions, seconds and counts as the training wrote them."""
+
+    folder: Path
+    summary: dict[str, Any]
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    train: list[dict[str, Any]]  # metrics.jsonl, kind "train", by step
+    val: list[dict[str, Any]]  # metrics.jsonl, kind "val", by step
+    guides: dict[str, Any]  # guides.json, empty without
+    results: list[Result]  # eval/*.json
+
+    @property
+    def name(self) -> str:
+        return str(self.summary["name"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.summary["seed"])
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the trained student, None when it was not kept."""
+        folder = self.folder / "model"
+        return folder if (folder / "open_clip_config.json").is_file() else None
+
+    @property
+    def kind(self) -> Kind:
+        """By the resolved recipe: plain (no guide, from scratch), guided, control (random neighbours), other."""
+        guide = self.recipe.get("guide")
+        if guide:
+            return "control" if guide.get("control", "none") != "none" else "guided"
+        student = self.recipe.get("student") or {}
+        frozen = any(stage.get("freeze") for stage in self.recipe.get("stages") or [])
+        return "other" if student.get("init") or frozen else "plain"
+
+
+def read_run(folder: Path | str) -> Run:
+    """Reads a run folder. Raises UserError when it is none, or when the training has not finished."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Give the run folders that `clipling train --out RUN` made.")
+    if not (folder / "summary.json").is_file():
+        if (folder / "recipe.yaml").is_file():
+            raise UserError(f"the run {folder} has not finished (no summary.json). Continue it with --resume, then compare.")
+        raise UserError(f"{folder} is not a run folder: it has no summary.json and no recipe.yaml")
+    summary = read_json(folder / "summary.json")
+    needed = ("name", "seed", "samples_seen", "seconds", "val", "parameters")
+    missing = [key for key in needed if key not in summary]
+    if missing:
+        raise UserError(f"{folder / 'summary.json'} lacks {', '.join(missing)}; was it written by another version?")
+    events = read_events(folder / "metrics.jsonl")
+    return Run(
+        folder=folder,
+        summary=summary,
+        recipe=_yaml(folder / "recipe.yaml"),
+        environment=_json_or_empty(folder / "environment.json"),
+        train=[e for e in events if e["kind"] == "train"],
+        val=[e for e in events if e["kind"] == "val"],
+        guides=_json_or_empty(folder / "guides.json"),
+        results=read_results(folder / "eval"),
+    )
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file by step; of two lines for one step the later holds. A line cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    events: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+            events[str(event["kind"]), int(event["step"])] = event
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            continue
+    return sorted(events.values(), key=lambda e: int(e["step"]))
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _json_or_empty(path: Path) -> dict[str, Any]:
+    content = read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+@dataclass
+class Arm:
+    """The runs of one name over seeds: one row of the table."""
+
+    label: str
+    runs: list[Run] = field(default_factory=list)  # by seed
+    colour: int = 0  # of the report's palette; 0 is the quiet one of the baseline
+
+    @property
+    def kind(self) -> Kind:
+        return self.runs[0].kind
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+
+def arms(runs: Sequence[Run]) -> list[Arm]:
+    """Runs of one name with different seeds become one arm; the order is that of first appearance.
+
+    Two runs of one name and one seed differ in something else: then each run is an arm of its own, named by its folder.
+    """
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    found: list[Arm] = []
+    for name, same in by_name.items():
+        seeds = [run.seed for run in same]
+        if len(set(seeds)) == len(seeds):
+            found.append(Arm(name, sorted(same, key=lambda r: r.seed)))
+        else:
+            found.extend(Arm(label, [run]) for label, run in zip(_labels(same), same))
+    return found
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Folder names, with as many parents as it takes to tell them apart."""
+    parts = [run.folder.resolve().parts for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(p[-depth:]) for p in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    raise UserError(f"the run {runs[0].folder} is given more than once")
+
+
+def baseline_of(found: Sequence[Arm], wanted: str | None = None) -> Arm | None:
+    """The arm that the others are measured against: the one named, or plain CLIP; None when there is none.
+
+    Among several plain arms the one called `clip` is taken, otherwise the first.
+    """
+    if wanted is not None:
+        for arm in found:
+            if arm.label == wanted:
+                return arm
+        raise UserError(f"no run is called {wanted!r}; the runs are {', '.join(a.label for a in found)}")
+    plain = [arm for arm in found if arm.kind == "plain"]
+    return next((arm for arm in plain if arm.label == "clip"), plain[0] if plain else None)

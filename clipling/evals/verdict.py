@@ -1,0 +1,166 @@
+"""The first lines of a report: what was shown, at which budget, how surely; and what was not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from clipling.evals.measure import PRIMARY, Cell, Difference, budgets_differ, with_primary
+from clipling.evals.results import Result
+from clipling.evals.runs import Arm
+
+Tone = Literal["gain", "unclear", "loss", "unequal", "alone"]
+
+
+@dataclass
+class Row:
+    """An arm with all its numbers."""
+
+    arm: Arm
+    cells: dict[str, Cell]
+    budget: dict[str, Any]
+    difference: dict[str, Difference] | None  # None for the baseline, and where there is none
+
+
+@dataclass
+class Verdict:
+    """`title` in two or three words, `text` the first line, `points` what belongs to it, `warnings` what weakens it."""
+
+    tone: Tone
+    title: str
+    text: str
+    points: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def judge(rows: Sequence[Row], baseline: Arm | None, references: Sequence[Result], warnings: Sequence[str] = ()) -> Verdict:
+    """The honest verdict over all rows. Guided arms are judged against the baseline, every arm against its own start."""
+    base = next((row for row in rows if row.arm is baseline), None)
+    guided = [row for row in rows if row.arm.kind == "guided" and row.arm is not baseline]
+    if base is None or not guided:
+        verdict = _alone(rows, base)
+    else:
+        best = max(guided, key=lambda row: row.cells[PRIMARY].value)
+        verdict = _compared(best, base)
+        if len(guided) > 1:
+            verdict.points.append(f"{best.arm.label} is the best of {len(guided)} guided arms; picking the best of several flatters it.")
+        verdict.points += _controls(rows, best)
+    _against_start(verdict, rows)
+    _against_references(verdict, rows, references)
+    verdict.warnings += warnings
+    return verdict
+
+
+def _alone(rows: Sequence[Row], base: Row | None) -> Verdict:
+    best = max(rows, key=lambda row: row.cells[PRIMARY].value)
+    text = f"{best.arm.label} reaches {percent(best.cells[PRIMARY].value)} recall@10{_range(best.cells[PRIMARY])}."
+    missing = "a run of plain CLIP at the same budget" if base is None else "a guided run at the same budget"
+    return Verdict("alone", "No comparison", text, [f"What guidance is worth here cannot be said: {missing} is missing."])
+
+
+def _compared(best: Row, base: Row) -> Verdict:
+    assert best.difference is not None
+    ours, theirs, apart = best.cells[PRIMARY], base.cells[PRIMARY], best.difference[PRIMARY]
+    plain = "plain CLIP" if base.arm.kind == "plain" else base.arm.label
+    unequal = budgets_differ(best.budget, base.budget)
+    points = [_how_sure(apart), _cost(best, base)]
+    numbers = f"{percent(ours.value)} recall@10 against {percent(theirs.value)} of {plain}"
+    if unequal:
+        text = f"{best.arm.label} scores {numbers}, but at another budget: {', '.join(unequal)}. This does not show what guidance is worth."
+        return Verdict("unequal", "Budgets differ", text, points, ["The budgets differ: " + "; ".join(unequal) + "."])
+    match apart.reading:
+        case "better":
+            text = f"{best.arm.label} beats {plain} at the same budget: {numbers}."
+            return Verdict("gain", "Guidance helps here", text, points)
+        case "worse":
+            text = f"{best.arm.label} is worse than {plain} at the same budget: {numbers}."
+            return Verdict("loss", "Guidance hurts here", text, points)
+        case "unclear":
+            text = f"No difference is shown between {best.arm.label} and {plain} at the same budget: {numbers}."
+            return Verdict("unclear", "No difference shown", text, points)
+        case _:
+            text = f"{best.arm.label} scores {numbers}; with one seed and no interval, this is not a result yet."
+            return Verdict("unclear", "Not tested", text, points)
+
+
+def _how_sure(apart: Difference) -> str:
+    seeds, said = apart.seeds, f"The difference is {signed(apart.seeds.mean)} points"
+    if seeds.spread is not None:
+        relation = "more than" if abs(seeds.mean) > 2 * seeds.spread else "not more than"
+        said += f", {relation} twice its spread over {len(seeds.values)} seeds ({100 * seeds.spread:.1f})"
+    if apart.low is not None and apart.high is not None:
+        said += f"; 95 % interval over pairs {signed(apart.low)} to {signed(apart.high)}"
+    if seeds.spread is None:
+        said += "; one seed: what another seed would change is not known"
+    return said + "."
+
+
+def _cost(best: Row, base: Row) -> str:
+    ours, theirs = best.budget, base.budget
+    ratio = ours["seconds"] / theirs["seconds"] if theirs["seconds"] else math.nan
+    return (
+        f"Budget: {ours['samples_seen']:,} samples seen, {millions(ours['parameters'])} parameters "
+        f"({millions(ours['parameters_without_token_rows'])} without token rows); "
+        f"{best.arm.label} took {ratio:.2f} times the seconds of {base.arm.label}."
+    )
+
+
+def _controls(rows: Sequence[Row], best: Row) -> list[str]:
+    """What a control with random neighbours says about the gain."""
+    said = []
+    for row in rows:
+        if row.arm.kind == "control":
+            gap = best.cells[PRIMARY].value - row.cells[PRIMARY].value
+            said.append(f"Against the control {row.arm.label}, {best.arm.label} is {signed(gap)} points apart.")
+    return said
+
+
+def _against_start(verdict: Verdict, rows: Sequence[Row]) -> None:
+    """An arm that did not learn is the first thing to say."""
+    for row in rows:
+        for run in row.arm.runs:
+            start, end = (with_primary(run.summary.get(k) or {}).get(PRIMARY) for k in ("untrained", "val"))
+            if start is None or end is None:
+                continue
+            n = max(1, int(run.summary.get("val_pairs", 1)))
+            if end - start <= 2 * math.sqrt(max(start * (1 - start), end * (1 - end)) / n):
+                verdict.tone, verdict.title = "loss", "Training did not help"
+                verdict.text = (
+                    f"{row.arm.label} (seed {run.seed}) does not beat its untrained start on val: "
+                    f"{percent(end)} recall@10 against {percent(start)}. " + verdict.text
+                )
+                return
+
+
+def _against_references(verdict: Verdict, rows: Sequence[Row], references: Sequence[Result]) -> None:
+    """A model that could be had without training, and is better, is the first thing to say."""
+    top = max(row.cells[PRIMARY].value for row in rows)
+    scored = [(with_primary(r.metrics)[PRIMARY], r) for r in references if PRIMARY in with_primary(r.metrics)]
+    if not scored:
+        return
+    value, best = max(scored, key=lambda pair: pair[0])
+    if value >= top:
+        verdict.tone = "loss"
+        verdict.title = "A ready model is better"
+        verdict.text = f"{best.model} reaches {percent(value)} recall@10 without this training. " + verdict.text
+    else:
+        verdict.points.append(f"The best ready-made model tried, {best.model}, reaches {percent(value)} recall@10.")
+
+
+def _range(cell: Cell) -> str:
+    return "" if cell.low is None else f" (95 % interval over pairs {100 * cell.low:.1f} to {100 * cell.high:.1f})"
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def signed(fraction: float) -> str:
+    """Points of percent with a sign, a true minus."""
+    return f"{100 * fraction:+.1f}".replace("-", "−")
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"

@@ -1,0 +1,132 @@
+"""Rows of features on disk: memory-mapped fp16 shards that look like one array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clipling.errors import UserError
+
+AT_ONCE = 8192  # rows worked on together where all rows are gone through
+
+
+@dataclass(frozen=True)
+class Rows:
+    """fp16 unit rows [n, d], read where they are needed: `rows[numbers]` is fp16 [len(numbers), d].
+
+    shards: memory maps, each of `per_shard` rows but the last. index: int64 [n], the stored row of each row (None: as
+    they are stored). centre: float32 [d], subtracted before the rows are made unit again (None: rows as stored).
+    A row of zeros stands for features that could not be had, and stays zeros.
+
+    Nothing is copied into memory: pages that were read stay in the operating system's cache, which serves as well as a
+    copy and does not count as memory of the process.
+    """
+
+    shards: Sequence[np.ndarray]
+    per_shard: int
+    index: np.ndarray | None = None
+    centre: np.ndarray | None = None
+
+    @classmethod
+    def open(cls, files: Sequence[Path]) -> Rows:
+        """Raises UserError when a file is missing or is not what was written."""
+        try:
+            shards = [np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files]
+        except (OSError, ValueError) as error:
+            raise UserError(f"the bank's file {error} cannot be read. Build the bank again in a new folder.") from error
+        return cls(shards, len(shards[0]))
+
+    def __len__(self) -> int:
+        return self.stored if self.index is None else len(self.index)
+
+    @property
+    def stored(self) -> int:
+        """Rows on disk."""
+        return sum(len(shard) for shard in self.shards)
+
+    @property
+    def dim(self) -> int:
+        return self.shards[0].shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.dim
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float16)
+
+    def __getitem__(self, numbers: slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        if isinstance(numbers, slice):
+            numbers = np.arange(len(self))[numbers]
+        numbers = np.asarray(numbers, dtype=np.int64)
+        if self.index is not None:
+            numbers = self.index[numbers]
+        elif len(numbers) and numbers.min() < 0:
+            raise IndexError("row numbers begin at 0")
+        rows = self._stored(numbers)
+        return rows if self.centre is None else self.prepared(rows)
+
+    def _stored(self, numbers: np.ndarray) -> np.ndarray:
+        if len(self.shards) == 1:
+            return self.shards[0][numbers]
+        found = np.empty((len(numbers), self.dim), dtype=np.float16)
+        shard = numbers // self.per_shard
+        for number in np.unique(shard):
+            here = shard == number
+            found[here] = self.shards[number][numbers[here] - number * self.per_shard]
+        return found
+
+    def prepared(self, features: np.ndarray) -> np.ndarray:
+        """Features of the same encoder [n, d] as rows of this array would be: centred, unit, fp16; zeros stay zeros."""
+        rows = features.astype(np.float32)
+        if self.centre is not None:
+            present = (rows != 0).any(axis=1)
+            rows = rows - self.centre
+            rows[~present] = 0
+            rows = unit(rows)
+        return rows.astype(np.float16)
+
+    def at(self, index: np.ndarray) -> Rows:
+        """The rows of the given numbers, in that order, without reading them."""
+        index = np.asarray(index, dtype=np.int64)
+        return Rows(self.shards, self.per_shard, index if self.index is None else self.index[index], self.centre)
+
+    def centred(self, numbers: np.ndarray) -> Rows:
+        """All rows less the mean of the rows of the given numbers (rows of zeros left out), made unit again."""
+        total, count = np.zeros(self.dim), 0
+        for start in range(0, len(numbers), AT_ONCE):
+            rows = self[numbers[start : start + AT_ONCE]].astype(np.float64)
+            total += rows.sum(axis=0)
+            count += int((rows != 0).any(axis=1).sum())
+        centre = (total / max(count, 1)).astype(np.float32)
+        return Rows(self.shards, self.per_shard, self.index, centre)
+
+    def warm(self) -> None:
+        """Reads everything once, so that later reads come from memory."""
+        for shard in self.shards:
+            for start in range(0, len(shard), AT_ONCE):
+                shard[start : start + AT_ONCE].max()
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """float rows [n, d] divided by their norms; rows of zeros stay zeros."""
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+    return (rows / np.maximum(norms, 1e-12)[:, None]).astype(rows.dtype)
+
+
+def segment_means(rows: Rows, offsets: np.ndarray) -> np.ndarray:
+    """fp16 [P, d]: the unit mean of rows offsets[i] ... offsets[i + 1] for each i; zeros where all of them are."""
+    count = len(offsets) - 1
+    means = np.zeros((count, rows.dim), dtype=np.float16)
+    for start in range(0, count, AT_ONCE):
+        stop = min(count, start + AT_ONCE)
+        first, last = offsets[start:stop], offsets[start + 1 : stop + 1]
+        filled = last > first  # reduceat gives nonsense for segments without rows
+        if filled.any():
+            part = rows[np.arange(offsets[start], offsets[stop])].astype(np.float64)
+            means[start:stop][filled] = unit(np.add.reduceat(part, (first - offsets[start])[filled], axis=0))
+    return means

@@ -1,0 +1,181 @@
+"""Exact nearest neighbours: fast candidates in fp32, then a ranking that depends on nothing but the rows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+EXTRA = 16  # candidates beyond those that are needed
+DOTS_AT_ONCE = 256
+SCORE_BYTES = 2**28  # of similarities held at a time
+NORM_SLACK = 0.01  # rows are unit rows up to rounding
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """Which columns are never neighbours of a pair: its own, and those of pairs of its "same" classes.
+
+    owner int64 [C], ascending: the pair of each column. links: for each pair the ids of its classes (`Pairs.links`).
+    """
+
+    owner: np.ndarray
+    links: Sequence[Sequence[int]]
+    members: dict[int, np.ndarray]
+
+    @classmethod
+    def of(cls, owner: np.ndarray, links: Sequence[Sequence[int]]) -> Excluded:
+        members: dict[int, list[int]] = {}
+        for column, pair in enumerate(owner.tolist()):
+            for link in links[pair]:
+                members.setdefault(link, []).append(column)
+        return cls(owner, links, {link: np.array(columns, dtype=np.int64) for link, columns in members.items()})
+
+    def columns(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(row, column) numbers, int64 [m] each, of all that is excluded for queries of the given pairs."""
+        first, last = np.searchsorted(self.owner, pairs, side="left"), np.searchsorted(self.owner, pairs, side="right")
+        rows, columns = [], []
+        for row, pair in enumerate(np.asarray(pairs).tolist()):
+            own = [np.arange(first[row], last[row])]
+            found = np.concatenate(own + [self.members[link] for link in self.links[pair] if link in self.members])
+            rows.append(np.full(len(found), row))
+            columns.append(found)
+        if not rows:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return np.concatenate(rows), np.concatenate(columns)
+
+    @property
+    def most(self) -> int:
+        """The largest number of columns that a query may lose."""
+        own = int(np.unique(self.owner, return_counts=True)[1].max(initial=0))
+        return own + max((sum(len(self.members.get(i, ())) for i in ids) for ids in self.links), default=0)
+
+
+class Search(Protocol):
+    """Finds the nearest allowed pairs of queries."""
+
+    method: str
+
+    def top(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Queries [B, d] of the given pairs int64 [B] -> pair numbers int64 [B, count] and similarities float64, nearest
+        first, filled up with -1 and -inf where there are fewer."""
+        ...
+
+
+class ExactSearch:
+    """All columns are compared with every query.
+
+    The similarity of two rows is their inner product summed in fp64 in a fixed order, and neighbours are sorted by
+    (-similarity, pair): neither depends on the size of a block, the number of threads or the device. The matrix product in fp32
+    only chooses candidates; it is off by at most `margin`, so every column that could be among the nearest is ranked.
+
+    columns [C, d]: unit rows (fp16, fp32 or fp64). owner int64 [C], ascending: the pair of each column.
+    Memory: the columns in fp32, and `SCORE_BYTES` of similarities.
+    """
+
+    method = "exact"
+
+    def __init__(self, columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]], device: str = "cpu") -> None:
+        check_unit(columns)
+        self.device = device
+        self.owner = np.asarray(owner, dtype=np.int64)
+        self.excluded = Excluded.of(self.owner, links)
+        # fp16 fits into fp32 without loss, so one copy serves both passes
+        self.exact = columns if columns.dtype == np.float64 else np.asarray(columns, dtype=np.float32)
+        self.matrix = torch.from_numpy(np.ascontiguousarray(self.exact, dtype=np.float32)).to(device)
+        self.per_pair = int(np.unique(self.owner, return_counts=True)[1].max(initial=1))
+        # Rounding of inputs, products and sums, each within 2^-24 of what they round (Higham 2002, section 3.1), twice:
+        # one column may be too low and another too high.
+        self.margin = 2 * (columns.shape[1] + 4) * 2.0**-24 * (1 + NORM_SLACK) ** 2
+
+    def top(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Search.top`. Two columns of one pair count as one neighbour, the nearer of the two."""
+        ids = np.full((len(queries), count), -1, dtype=np.int64)
+        sims = np.full((len(queries), count), -np.inf)
+        at_once = max(1, SCORE_BYTES // (4 * max(1, len(self.owner))))
+        for start in range(0, len(queries), at_once) if len(self.owner) else ():
+            part = slice(start, start + at_once)
+            rows, columns = self._candidates(queries[part], pairs[part], count)
+            rank_pairs(queries[part], rows, self.exact, columns, self.owner, ids[part], sims[part])
+        return ids, sims
+
+    def _candidates(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(query, column) numbers, int64 [m] each: for every query all columns that can be among its `count` nearest pairs."""
+        need = min((count - 1) * self.per_pair + 1, len(self.owner))
+        most = min(need + EXTRA, len(self.owner))
+        with full_precision():
+            scores = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self.device) @ self.matrix.T
+        rows, columns = (torch.from_numpy(i).to(self.device) for i in self.excluded.columns(pairs))
+        scores[rows, columns] = -torch.inf
+        values, places = scores.topk(most, dim=1)
+        floor = values[:, need - 1] - self.margin
+        taken = (values >= floor[:, None]) & (values > -torch.inf)
+        # Rows whose last candidate is as near as the last one needed may have further ones: they are looked through in full.
+        unsure = taken[:, -1] & (most < len(self.owner))
+        taken[unsure] = False
+        found_rows, slot = taken.nonzero(as_tuple=True)
+        found_columns = places[found_rows, slot]
+        if bool(unsure.any()):
+            numbers = unsure.nonzero().squeeze(1)
+            more, more_columns = ((scores[numbers] >= floor[numbers, None]) & (scores[numbers] > -torch.inf)).nonzero(as_tuple=True)
+            found_rows, found_columns = torch.cat([found_rows, numbers[more]]), torch.cat([found_columns, more_columns])
+        return found_rows.cpu().numpy(), found_columns.cpu().numpy()
+
+
+def rank_pairs(
+    queries: np.ndarray,
+    rows: np.ndarray,
+    features: np.ndarray,
+    columns: np.ndarray,
+    owner: np.ndarray,
+    ids: np.ndarray,
+    sims: np.ndarray,
+) -> None:
+    """Fills ids int64 [B, count] and sims float64 with the best of the candidates (rows[m], columns[m]) of each query."""
+    dots = exact_dots(queries, rows, features, columns)
+    best = np.lexsort((columns, -dots, rows))
+    rows, found, dots = rows[best], owner[columns[best]], dots[best]
+    # of several columns of one pair the first, which is the nearest
+    first = np.sort(np.unique(rows * (int(owner.max(initial=0)) + 1) + found, return_index=True)[1])
+    rows, found, dots = rows[first], found[first], dots[first]
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows, side="left")
+    kept = place < ids.shape[1]
+    ids[rows[kept], place[kept]] = found[kept]
+    sims[rows[kept], place[kept]] = dots[kept]
+
+
+def exact_dots(one: np.ndarray, rows: np.ndarray, other: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """float64 [m]: inner products of one[rows[i]] and other[columns[i]], each summed in an order that depends on d only."""
+    dots = np.empty(len(rows))
+    for start in range(0, len(rows), DOTS_AT_ONCE):
+        part = slice(start, start + DOTS_AT_ONCE)
+        product = one[rows[part]].astype(np.float64)
+        product *= other[columns[part]]
+        # numpy sums the rows of a contiguous array pairwise, by a scheme of their length alone; a matrix product would not do
+        dots[part] = np.add.reduce(product, axis=1)
+    return dots
+
+
+def check_unit(rows: np.ndarray) -> None:
+    """Raises ValueError unless rows [n, d] are unit rows up to the rounding of fp16."""
+    for start in range(0, len(rows), 8192):
+        part = rows[start : start + 8192].astype(np.float32)
+        norms = np.sqrt(np.einsum("nd,nd->n", part, part))
+        if len(norms) and not np.abs(norms - 1).max() <= NORM_SLACK:
+            row = start + int(np.abs(norms - 1).argmax())
+            raise ValueError(f"expected unit rows; row {row} has norm {norms[row - start]:.4f}")
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """fp32 matrix products in fp32, whatever the program has allowed for its training."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)

@@ -1,0 +1,359 @@
+"""The Recipe: a typed description of a run, and the one place where its mistakes are named.
+
+Precedence: the recipe function, then a YAML file, then flags (`--set path.to.key=value`). What a run was made with is written to
+its `recipe.yaml`, fully resolved.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from clipling.errors import UserError, near
+
+STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(kw_only=True)
+class Data:
+    """Where pairs come from and what is kept away from training."""
+
+    __pydantic_config__ = STRICT
+    source: str = ""
+    val: str | None = None
+    """A source of its own for validation. Without it a fixed split of `source` is held out."""
+    image_column: str | None = None
+    caption_column: str | None = None
+    separator: str | None = None
+    group: str | None = None
+    """Column that names a product: pairs of one group stay on one side of the split and are never negatives."""
+    max_bad: float = 0.1
+    """Share of bad rows above which the run stops."""
+    limit: int | None = None
+    """Train on this many pairs only (the first in an order that depends on the seed 0 alone)."""
+    mask_false_negatives: bool = True
+    """Pairs of a batch with the same caption, picture or group are not negatives of each other."""
+    crop: tuple[float, float] = (0.5, 1.0)
+    """Area of the random crop as a share of the picture; (1, 1) for none."""
+    flip: float = 0.0
+    """Probability of a mirror image. A mirror turns "left" into "right": captions decide."""
+    workers: int = 1
+
+
+@dataclass(kw_only=True)
+class StudentSpec:
+    """The small dual encoder."""
+
+    __pydantic_config__ = STRICT
+    config: str = "mobilenetv3_small_64"
+    """A name of the zoo, or a JSON file with model_cfg and preprocess_cfg."""
+    init: dict[str, str] = field(default_factory=dict)
+    """Where weights start: {"model": spec} or {"image": encoder, "text": encoder}. Empty: random."""
+    vocabulary: Literal["restricted", "full"] = "restricted"
+    norm: Literal["local", "sync", "frozen"] = "local"
+    """BatchNorm of the student: statistics of each process, of all processes, or not trained."""
+
+
+@dataclass(kw_only=True)
+class GuideSpec:
+    """Frozen unimodal encoders, their bank, and how neighbours are drawn from it."""
+
+    __pydantic_config__ = STRICT
+    bank: str = "auto"
+    """A bank folder. `auto`: built from the training source and kept in the cache."""
+    image_encoder: str = "efficientnet_lite0"
+    text_encoder: str = "all-MiniLM-L6-v2"
+    image_size: int | None = None
+    """Pixels at which the image encoder sees pictures; None: its own size."""
+    k: int = 5
+    """Neighbours kept for each pair; one of them is drawn at random at each step."""
+    centre: bool = True
+    """Subtract the mean of the training rows from bank features (pooled CNN features lie in a cone)."""
+    caption: Literal["random", "mean", "nearest"] = "random"
+    """Which caption of the neighbour is the text target."""
+    query: Literal["mean", "caption"] = "mean"
+    """Text-space neighbours of the pair's mean caption, or of the caption that was drawn."""
+    control: Literal["none", "random"] = "none"
+    """`random`: neighbours of another pair (a fixed derangement), the control for what neighbours add."""
+    active: Literal["none", "online", "views"] = "none"
+    """A-CLIP-PING: the image query is the frozen encoder's feature of the student's own crop."""
+    views: int = 4
+    """Crops of each picture that exist when `active` is `views`."""
+    max_in_degree: int | None = None
+    """Cap on how many pairs may have one pair as neighbour."""
+
+
+@dataclass(kw_only=True)
+class TermSpec:
+    """One part of the objective."""
+
+    __pydantic_config__ = STRICT
+    use: str
+    """`module:Class` or `./file.py:Class` of a Term."""
+    weight: float | dict[str, float] = 1.0
+    """One weight for all values of the term, or one for each value by name."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """A stretch of training with an optimiser of its own."""
+
+    __pydantic_config__ = STRICT
+    name: str = "train"
+    epochs: float = 20.0
+    learning_rate: float = 1e-3
+    warmup: float = 1.0
+    """Epochs of linear warm-up; then half a cosine to 0."""
+    freeze: list[Literal["image", "text"]] = field(default_factory=list)
+    """Towers that stay as they are (LiT freezes `image`)."""
+
+
+@dataclass(kw_only=True)
+class Optimiser:
+    """AdamW with the field's groups: no decay of biases, norms and scales."""
+
+    __pydantic_config__ = STRICT
+    batch: int = 256
+    """Pairs of a step over all processes."""
+    micro_batch: int | None = None
+    """Gradient caching: the step runs in parts of this size, the negatives stay those of the whole batch."""
+    weight_decay: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    clip_norm: float | None = 1.0
+    ema: float | None = None
+    """Decay of the moving average of weights that is evaluated and saved; None: none."""
+    autocast: Literal["none", "bf16"] = "none"
+    stop_after_nonfinite: int = 20
+    """Consecutive steps with a loss or gradient that is not finite after which the run stops."""
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """What is measured on val while training, and which checkpoint is kept as best."""
+
+    __pydantic_config__ = STRICT
+    every: float = 1.0
+    """Epochs between evaluations."""
+    best: str = "mean_recall"
+    """What picks the best checkpoint: a metric by name; `recall@k`, the mean of both directions; `mean_recall`, the mean of all
+    recalls (it does not saturate on a small val set); or `last`: keep the last."""
+    log_every: int = 10
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """Everything a run is made from."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    seed: int = 0
+    data: Data = field(default_factory=Data)
+    student: StudentSpec = field(default_factory=StudentSpec)
+    guide: GuideSpec | None = None
+    objective: dict[str, TermSpec] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=lambda: [Stage()])
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    max_steps: int | None = None
+    """Stop after this many steps (the smoke test sets it)."""
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with clipling."""
+    from clipling import recipes
+
+    return sorted(m.name for m in pkgutil.iter_modules(recipes.__path__) if not m.name.startswith("_"))
+
+
+def load_recipe(spec: str, *, smoke: bool = False, scale: str = "cpu") -> Recipe:
+    """A recipe by name (`ping`), from a YAML file, or from a user's file (`./mine.py:recipe`).
+
+    Raises UserError for names that do not exist, files that do not load, and functions that do not return a Recipe.
+    """
+    path = Path(spec)
+    if path.suffix in (".yaml", ".yml"):
+        if smoke or scale != "cpu":
+            raise UserError("--smoke and --scale choose a variant of a recipe function; a YAML file is already resolved. Leave them out.")
+        return from_yaml(path)
+    if ".py" in spec:
+        return _call(_user_function(spec), spec, smoke=smoke, scale=scale)
+    if spec not in recipe_names():
+        raise UserError(f"there is no recipe {spec!r}. {near(spec, recipe_names())} Or give a .yaml file or ./file.py:function.")
+    return _call(importlib.import_module(f"clipling.recipes.{spec}").recipe, spec, smoke=smoke, scale=scale)
+
+
+def _user_function(spec: str) -> Callable[..., Recipe]:
+    from clipling.objectives.load import load_object
+
+    return load_object(spec if ":" in spec.rsplit(".py", 1)[1] else f"{spec}:recipe")
+
+
+def _call(function: Callable[..., Recipe], spec: str, *, smoke: bool, scale: str) -> Recipe:
+    given = {"smoke": smoke, "scale": scale}
+    accepted = inspect.signature(function).parameters
+    for name, default in (("smoke", False), ("scale", "cpu")):
+        if name not in accepted:
+            if given[name] != default:
+                raise UserError(f"the recipe {spec} takes no {name!r}. Leave --{name} out or add the parameter to the function.")
+            given.pop(name)
+    try:
+        made = function(**given)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the recipe function {spec} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Recipe):
+        raise UserError(f"the recipe {spec} returned {type(made).__name__}; expected a clipling.recipe.Recipe")
+    return validated(to_dict(made), spec)
+
+
+def from_yaml(path: Path) -> Recipe:
+    """A recipe file; `base: NAME` starts from a named recipe and the other keys override it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"the recipe file {path} does not exist") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}; expected keys such as: {', '.join(f.name for f in fields(Recipe))}")
+    base = content.pop("base", None)
+    if base is not None:
+        content = _merge(to_dict(load_recipe(str(base))), content)
+    return validated(content, str(path))
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    return asdict(recipe)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    plain = TypeAdapter(Recipe).dump_python(recipe, mode="json")
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with dotted keys replaced: {"objective.ping.weight.nn": 0.5, "optimiser.batch": 128, "stages.0.epochs": 3}."""
+    content = to_dict(recipe)
+    for path, value in settings.items():
+        _assign(content, path.split("."), value, path)
+    return validated(content, "--set")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`path.to.key=value`, the value as YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UserError(f"--set {text!r}: expected key=value, for example --set optimiser.batch=128")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text!r}: the value is not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {**base, **{k: _merge(base.get(k), v) for k, v in over.items()}}
+    return over
+
+
+def _assign(content: Any, keys: list[str], value: Any, path: str) -> None:
+    head, *rest = keys
+    if isinstance(content, list):
+        if not head.isdigit() or int(head) >= len(content):
+            raise UserError(f"--set {path}: {head!r} is not one of the positions 0 to {len(content) - 1}")
+        head = int(head)  # type: ignore[assignment]
+    elif not isinstance(content, dict):
+        raise UserError(f"--set {path}: there is nothing below {head!r}")
+    if not rest:
+        content[head] = _merge(content[head], value) if isinstance(value, dict) and head in content else value
+        return
+    below = content[head] if isinstance(content, list) else content.get(head)
+    if below is None or not isinstance(below, dict | list):
+        known = [] if isinstance(content, list) else list(content)
+        raise UserError(f"--set {path}: {head!r} holds no settings here. {near(str(head), known) if known else ''}".strip())
+    _assign(below, rest, value, path)
+
+
+def validated(content: Mapping[str, Any], where: str) -> Recipe:
+    """Checks every key and value; raises one UserError that lists all mistakes."""
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(dict(content))
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        raise UserError(f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])) from None
+    _check_values(recipe, where)
+    return recipe
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    path = [str(p) for p in error["loc"] if not str(p).startswith(("function-", "dict[", "float"))]
+    name = ".".join(path)
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {name!r}. {near(path[-1], _keys_at(path[:-1]))}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"the key {name!r} is missing"
+    return f"{name} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+_INSIDE: dict[str, type] = {
+    "data": Data,
+    "student": StudentSpec,
+    "guide": GuideSpec,
+    "objective": TermSpec,
+    "stages": Stage,
+    "optimiser": Optimiser,
+    "evaluation": Evaluation,
+}
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    owner = _INSIDE.get(path[0], Recipe) if path else Recipe
+    assert is_dataclass(owner)
+    return [f.name for f in fields(owner)]
+
+
+def _check_values(recipe: Recipe, where: str) -> None:
+    def need(ok: bool, name: str, given: Any, expected: str) -> None:
+        if not ok:
+            raise UserError(f"{where}: {name} = {given!r}: expected {expected}")
+
+    o, d = recipe.optimiser, recipe.data
+    need(o.batch >= 2, "optimiser.batch", o.batch, "at least 2 (a contrastive loss needs a negative)")
+    need(
+        o.micro_batch is None or 1 <= o.micro_batch <= o.batch,
+        "optimiser.micro_batch",
+        o.micro_batch,
+        "1 to optimiser.batch, or null",
+    )
+    need(o.ema is None or 0 < o.ema < 1, "optimiser.ema", o.ema, "a decay between 0 and 1, or null")
+    need(o.clip_norm is None or o.clip_norm > 0, "optimiser.clip_norm", o.clip_norm, "a positive number, or null")
+    need(o.stop_after_nonfinite >= 1, "optimiser.stop_after_nonfinite", o.stop_after_nonfinite, "at least 1")
+    need(0 < d.crop[0] <= d.crop[1] <= 1, "data.crop", d.crop, "two shares of the picture, 0 < low <= high <= 1")
+    need(0 <= d.flip <= 1, "data.flip", d.flip, "a probability")
+    need(0 <= d.max_bad <= 1, "data.max_bad", d.max_bad, "a share between 0 and 1")
+    need(d.workers >= 0, "data.workers", d.workers, "0 or more")
+    need(d.limit is None or d.limit >= 2, "data.limit", d.limit, "at least 2, or null")
+    need(recipe.evaluation.every > 0, "evaluation.every", recipe.evaluation.every, "a positive number of epochs")
+    need(recipe.evaluation.log_every >= 1, "evaluation.log_every", recipe.evaluation.log_every, "at least 1")
+    need(bool(recipe.stages), "stages", recipe.stages, "at least one stage")
+    need(bool(recipe.objective), "objective", recipe.objective, "at least one term")
+    need(recipe.max_steps is None or recipe.max_steps >= 1, "max_steps", recipe.max_steps, "at least 1, or null")
+    for n, stage in enumerate(recipe.stages):
+        need(stage.epochs > 0, f"stages.{n}.epochs", stage.epochs, "a positive number")
+        need(stage.learning_rate > 0, f"stages.{n}.learning_rate", stage.learning_rate, "a positive number")
+        need(stage.warmup >= 0, f"stages.{n}.warmup", stage.warmup, "0 or more epochs")
+    if recipe.guide is not None:
+        need(recipe.guide.k >= 1, "guide.k", recipe.guide.k, "at least 1")
+        need(recipe.guide.views >= 1, "guide.views", recipe.guide.views, "at least 1")

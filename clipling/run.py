@@ -1,0 +1,237 @@
+"""From a recipe to a run folder: opens the pairs, makes student, guide, objective and evaluators, trains, saves.
+
+A run folder holds `recipe.yaml`, `environment.json`, `problems.tsv`, `metrics.jsonl`, `checkpoints/`, `model/` and `summary.json`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipling.build import make_evaluators, make_guide, make_objective, make_student, needs_guide
+from clipling.card import model_card
+from clipling.data import draw
+from clipling.data.loader import TrainBatches
+from clipling.data.pairs import Pairs
+from clipling.data.pixels import Pixels
+from clipling.data.source import open_pairs
+from clipling.data.split import split
+from clipling.data.views import Augment
+from clipling.engine.batch import BatchMaker
+from clipling.engine.runtime import Runtime, start
+from clipling.engine.trainer import Interrupted, Job, State, Trainer
+from clipling.environment import environment
+from clipling.errors import UserError
+from clipling.models.dual import Student
+from clipling.models.hub import save_student
+from clipling.recipe import Data, Recipe, from_yaml, to_yaml
+from clipling.store import atomic_write, disk_error, read_json, write_json
+
+
+@dataclass(frozen=True)
+class OpenedPairs:
+    """Training pairs, validation pairs, and the whole source that banks are built over."""
+
+    source: Pairs
+    train: Pairs
+    val: Pairs
+
+
+def train(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Trains a recipe into the folder `out` and returns its summary.
+
+    A finished run that is resumed is returned as it is. Raises UserError for an existing folder (without `resume` or `overwrite`), and
+    Interrupted after Ctrl-C, when the state was saved.
+    """
+    with start() as runtime:
+        if runtime.first:
+            prepare_folder(out, recipe, resume=resume, overwrite=overwrite)
+        runtime.wait()
+        if resume and (out / "summary.json").is_file():
+            return read_json(out / "summary.json")
+        job = make_job(recipe, out, runtime, quiet)
+        if runtime.first:
+            write_inputs(job, out)
+        state = Trainer(job).run()
+        if runtime.first:
+            summary = finish(job, state)
+        runtime.wait()
+        return summary if runtime.first else read_json(out / "summary.json")
+
+
+def prepare_folder(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Makes the run folder. A run is never overwritten without being told to, and resumed only with the recipe that began it."""
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite contradict each other: give one of them")
+    used = out.is_dir() and any(out.iterdir())
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out expects a folder")
+    if used and not resume and not overwrite:
+        raise UserError(
+            f"the folder {out} already exists and is not empty. Use --resume to continue its run, --overwrite, or another --out."
+        )
+    if used and overwrite:
+        remove_run(out)
+    if used and resume:
+        same_recipe(out, recipe)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, out) from error
+
+
+RUN_FILES = ("recipe.yaml", "environment.json", "problems.tsv", "metrics.jsonl", "summary.json", "guides.json", "report.html")
+
+
+def remove_run(out: Path) -> None:
+    """Removes what a run wrote, and nothing else: a folder with files of another origin is refused."""
+    import shutil
+
+    folders = ("checkpoints", "model", "eval")
+    strange = [p.name for p in out.iterdir() if p.name not in RUN_FILES and p.name not in folders and not p.name.endswith(".tmp")]
+    if strange:
+        raise UserError(f"--overwrite: {out} holds files that no run made ({', '.join(sorted(strange)[:5])}). Choose another --out.")
+    for name in RUN_FILES:
+        (out / name).unlink(missing_ok=True)
+    for name in folders:
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def same_recipe(out: Path, recipe: Recipe) -> None:
+    path = out / "recipe.yaml"
+    if not path.is_file():
+        return  # Killed before its first file was written: nothing to contradict.
+    before, now = to_yaml(from_yaml(path)).splitlines(), to_yaml(recipe).splitlines()
+    changed = [line.strip() for line in now if line not in before]
+    if before != now:
+        raise UserError(
+            f"--resume: the recipe differs from the one that began {out} ({'; '.join(changed[:3]) or 'settings were removed'}). "
+            "Resume with the same settings, or start a new run with another --out."
+        )
+
+
+def open_data(data: Data) -> OpenedPairs:
+    """Pairs for training and validation. Without a val source a fixed split by the hash of the pictures is held out."""
+    if not data.source:
+        raise UserError("no data: give --data with a folder, .csv, .tsv, .jsonl, .tar files, or demo:emoji")
+    columns = {"image_column": data.image_column, "caption_column": data.caption_column, "separator": data.separator, "group": data.group}
+    source = open_pairs(data.source, **columns, max_bad=data.max_bad)
+    if data.val is None:
+        rows, val_rows = split(source)
+        val = source.subset(val_rows)
+    else:
+        val = open_pairs(data.val, **columns, max_bad=data.max_bad)
+        rows = without_held_out(source, val)
+    if data.limit is not None:
+        if data.limit > len(rows):
+            raise UserError(f"data.limit = {data.limit}: there are only {len(rows)} pairs for training")
+        rows = np.sort(rows[draw.order(0, 0, len(rows))[: data.limit]])
+    return OpenedPairs(source, source.subset(rows), val)
+
+
+def without_held_out(source: Pairs, val: Pairs) -> np.ndarray:
+    """Training rows whose picture is not also a validation picture."""
+    held = set(val.hashes)
+    rows = np.array([i for i, h in enumerate(source.hashes) if h not in held], dtype=np.int64)
+    if len(rows) == 0:
+        raise UserError("every training picture is also in the validation source. Give --val pairs of their own, or leave it out.")
+    return rows
+
+
+def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False) -> Job:
+    """Everything the trainer needs. The first process prepares what is cached, the others then find it."""
+    needs_guide(recipe)
+    if not runtime.first:
+        runtime.wait()
+    opened = open_data(recipe.data)
+    if recipe.optimiser.batch % runtime.world:
+        raise UserError(f"optimiser.batch = {recipe.optimiser.batch} cannot be divided among {runtime.world} processes")
+    if recipe.optimiser.batch > len(opened.train):
+        raise UserError(
+            f"optimiser.batch = {recipe.optimiser.batch} is larger than the {len(opened.train)} training pairs. "
+            f"Use --batch {max(2, len(opened.train) // 4)} or give more pairs."
+        )
+    student = make_student(recipe, opened.train).to(runtime.device)
+    augment = Augment(scale=recipe.data.crop, flip=recipe.data.flip, views=view_count(recipe))
+    guide = make_guide(recipe, opened.source, opened.train, augment, quiet or not runtime.first)
+    objective = make_objective(recipe, student, guide).to(runtime.device)
+    batches = make_batches(recipe, opened.train, student, augment, runtime)
+    evaluators = make_evaluators(recipe, opened.val, student)
+    if runtime.first:
+        runtime.wait()
+    links = opened.train.links() if recipe.data.mask_false_negatives else None
+    maker = BatchMaker(links, [guide] if guide else [], runtime)
+    job = Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet)
+    job.opened = opened  # type: ignore[attr-defined]
+    return job
+
+
+def view_count(recipe: Recipe) -> int:
+    return recipe.guide.views if recipe.guide and recipe.guide.active == "views" else 0
+
+
+def make_batches(recipe: Recipe, pairs: Pairs, student: Student, augment: Augment, runtime: Runtime) -> TrainBatches:
+    size = student.image_size
+    # Pictures are held a little larger than the student sees them, so that a crop of half the area is not blown up.
+    store = size if recipe.data.crop == (1.0, 1.0) else round(size * 1.25)
+    pixels = Pixels.open(pairs, store, "squash")
+    tokens = student.tokenise(pairs.captions)
+    rows = np.arange(len(pairs), dtype=np.int64)
+    return TrainBatches(rows, pairs, pixels, tokens, augment, size, recipe.optimiser.batch, runtime.rank, runtime.world, recipe.seed)
+
+
+def write_inputs(job: Job, out: Path) -> None:
+    """What the run is made from, written before the first step."""
+    opened: OpenedPairs = job.opened  # type: ignore[attr-defined]
+    atomic_write(out / "recipe.yaml", to_yaml(job.recipe))
+    write_json(out / "environment.json", environment())
+    opened.source.problems.write(out / "problems.tsv")
+    guide = job.make_batch.guides[0] if job.make_batch.guides else None
+    if guide is not None:
+        write_json(out / "guides.json", guide.describe(opened.train))  # type: ignore[attr-defined]
+
+
+def finish(job: Job, state: State) -> dict[str, Any]:
+    """Saves the model and the summary; the summary is the sign that the run is done."""
+    opened: OpenedPairs = job.opened  # type: ignore[attr-defined]
+    summary = {
+        "name": job.recipe.name,
+        "seed": job.recipe.seed,
+        "data": job.recipe.data.source,
+        "train_pairs": len(opened.train),
+        "val_pairs": len(opened.val),
+        "steps": state.step,
+        "samples_seen": state.step * job.recipe.optimiser.batch,
+        "seconds": round(state.seconds, 1),
+        "threads": torch.get_num_threads(),
+        "processes": job.runtime.world,
+        "skipped_steps": state.skipped,
+        "best_step": state.best_step,
+        "val": state.best,
+        "untrained": state.untrained,
+        "parameters": job.student.sizes(),
+    }
+    save_student(job.student, job.folder / "model", card=model_card(summary, job.recipe, guide_licences(job)))
+    write_json(job.folder / "summary.json", summary)
+    return summary
+
+
+def guide_licences(job: Job) -> dict[str, str]:
+    licences: dict[str, str] = {}
+    for guide in job.make_batch.guides:
+        licences |= guide.licences  # type: ignore[attr-defined]
+    return licences
+
+
+def threads(count: int | None) -> None:
+    """Number of threads of torch; by default one a core that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    torch.set_num_threads(count or allowed)
+
+
+__all__ = ["Interrupted", "train"]

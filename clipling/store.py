@@ -1,0 +1,79 @@
+"""Where files go and how they are written: the cache folder, and writes that are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clipling.errors import UserError
+
+
+def cache_dir() -> Path:
+    """The folder of everything that can be made again: indexes, pixels, banks. `CLIPLING_CACHE` moves it."""
+    given = os.environ.get("CLIPLING_CACHE")
+    if given:
+        return Path(given)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("clipling", appauthor=False))
+
+
+def atomic_write(path: Path | str, content: bytes | str) -> None:
+    """Writes a file so that a reader, or a kill at any instant, finds the old content or the new, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    atomic_produce(path, lambda temporary: temporary.write_bytes(data))
+
+
+def atomic_produce(path: Path | str, produce: Callable[[Path], Any]) -> None:
+    """Calls `produce(temporary path)`, flushes the result to disk and renames it to `path`.
+
+    Raises UserError when the folder is not writable or the disk is full; the temporary file is removed then.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        produce(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, path: Path | str) -> Exception:
+    """A UserError for what a user can mend (no room, no permission); otherwise the error itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"no space left on the disk while writing {path}. Free some space and run the same command again.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"cannot write {path}: permission denied. Choose another folder with --out, or CLIPLING_CACHE.")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"cannot write {path}: a file stands where a folder is needed. Choose another folder with --out.")
+    return error
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Atomic, sorted, readable JSON."""
+    atomic_write(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Raises UserError when the file is missing or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error

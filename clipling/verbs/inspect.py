@@ -1,0 +1,38 @@
+"""`clipling data inspect SRC`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+
+def inspect(
+    source: Positional[str],
+    /,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    separator: str | None = None,
+    group: str | None = None,
+    problems: Path | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Prints what was parsed of a source: pairs, captions, duplicates, problems, samples.
+
+    Args:
+        source: A folder, .csv/.tsv, .jsonl, .tar files (braces allowed), or demo:emoji.
+        image_column: Column of the picture's path, when it cannot be guessed.
+        caption_column: Column of the caption, when it cannot be guessed.
+        separator: Separator of a CSV file, when it cannot be guessed.
+        group: Column that names a product.
+        problems: Write the list of bad rows to this .tsv file.
+        json: Print as JSON.
+    """
+    from clipling.data.inspect import inspect as look
+    from clipling.data.source import open_pairs
+
+    pairs = open_pairs(source, image_column=image_column, caption_column=caption_column, group=group, separator=separator, max_bad=1.0)
+    if problems is not None:
+        pairs.problems.write(problems)
+    return look(pairs)

@@ -1,0 +1,107 @@
+"""`clipling train RECIPE --data SRC --out RUN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional
+
+from clipling.errors import UserError
+
+
+def train(
+    recipe: Positional[str],
+    /,
+    data: str | None = None,
+    out: Path | None = None,
+    val: str | None = None,
+    guide: str | None = None,
+    student: str | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    seeds: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    group: str | None = None,
+    set: Annotated[tuple[str, ...], "settings"] = (),
+    scale: str = "cpu",
+    smoke: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Trains a small CLIP model on your image-text pairs.
+
+    Args:
+        recipe: A recipe by name (clip, ping, a_ping, lit), a .yaml file, or ./file.py:function.
+        data: Pairs: a folder, .csv/.tsv, .jsonl, .tar files (braces allowed), or demo:emoji.
+        out: The run folder that is made (default: runs/<recipe>).
+        val: Pairs for validation. Default: a fixed split of --data is held out.
+        guide: A bank folder made by `clipling bank`. Default: built from --data and cached.
+        student: A student of the zoo, or a JSON file (`clipling show students`).
+        epochs: Passes over the training pairs.
+        batch: Pairs of a step, over all processes.
+        lr: Peak learning rate.
+        seed: Seed of weights, order, crops, captions and neighbours.
+        seeds: Several seeds, for example 0,1,2: one run each below --out.
+        image_column: Column of the picture's path, when it cannot be guessed.
+        caption_column: Column of the caption, when it cannot be guessed.
+        group: Column that names a product; its pairs stay on one side of the split.
+        set: Any setting of the recipe, for example --set objective.ping.weight.nn=0.5 optimiser.ema=0.99.
+        scale: cpu (minutes on two cores) or paper.
+        smoke: One step of a tiny student, to see that everything fits together.
+        resume: Continue the run in --out where it stopped.
+        overwrite: Replace the run in --out.
+        threads: Threads of torch (default: all cores).
+        json: Print the summary as JSON.
+    """
+    from clipling.recipe import load_recipe, parse_setting, with_settings
+    from clipling.run import threads as set_threads
+    from clipling.run import train as run
+
+    if seed is not None and seeds is not None:
+        raise UserError("give --seed or --seeds, not both")
+    settings: dict[str, Any] = {
+        "data.source": data,
+        "data.val": val,
+        "data.image_column": image_column,
+        "data.caption_column": caption_column,
+        "data.group": group,
+        "student.config": student,
+        "stages.0.epochs": epochs,
+        "optimiser.batch": batch,
+        "stages.0.learning_rate": lr,
+        "seed": seed,
+    }
+    made = load_recipe(recipe, smoke=smoke, scale=scale)
+    if guide is not None:
+        if made.guide is None:
+            raise UserError(f"--guide {guide}: the recipe {made.name!r} has no guide. Use the recipe ping or a_ping, or leave --guide out.")
+        settings["guide.bank"] = guide
+    if epochs is not None and len(made.stages) > 1:
+        raise UserError("--epochs: the recipe has several stages. Use --set stages.0.epochs=...")
+    made = with_settings(made, {k: v for k, v in settings.items() if v is not None})
+    made = with_settings(made, dict(parse_setting(s) for s in set))
+    out = out or Path("runs") / made.name
+    set_threads(threads)
+    if seeds is None:
+        return run(made, out, resume=resume, overwrite=overwrite, quiet=json)
+    summaries = {}
+    for number in parse_seeds(seeds):
+        each = with_settings(made, {"seed": number})
+        summaries[number] = run(each, out / f"seed-{number}", resume=resume, overwrite=overwrite, quiet=json)
+    return {"name": made.name, "seeds": summaries}
+
+
+def parse_seeds(text: str) -> list[int]:
+    try:
+        numbers = [int(s) for s in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {text!r}: expected whole numbers with commas, for example 0,1,2") from None
+    if len(numbers) != len(dict.fromkeys(numbers)):
+        raise UserError(f"--seeds {text!r}: a seed is given twice")
+    return numbers

@@ -1,0 +1,107 @@
+"""What `clipling demo` does, step by step, with what a stranger should know at each."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from clipling.assess import assess
+from clipling.data.inspect import inspect
+from clipling.data.source import open_pairs
+from clipling.engine.log import duration
+from clipling.errors import UserError
+from clipling.evals.compare import compare
+from clipling.printing import percent, table
+from clipling.recipe import load_recipe, with_settings
+from clipling.run import train
+from clipling.store import read_json, write_json
+
+SOURCE = "demo:emoji"
+TEST = "demo:emoji/test"
+# Drawings of one concept are right answers to each other's names, so they are positives of each other.
+COMMON = {
+    "data.source": SOURCE,
+    "objective.clip.options": {"same": "positive"},
+    "student.config": "mobilenetv3_small_64",
+    "data.workers": 1,
+    "data.crop": [0.6, 1.0],
+    "optimiser.batch": 256,
+    "evaluation.every": 2,
+}
+
+
+def walk(out: Path, *, epochs: float, seed: int, resume: bool, overwrite: bool, quiet: bool) -> dict[str, Any]:
+    """Both runs, their test figures and the report. Finished parts are kept with `resume`."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out expects a folder")
+    began = time.monotonic()
+    say = _silent if quiet else _say
+    pairs = open_pairs(SOURCE)
+    info = inspect(pairs)
+    say(
+        "1/4  pairs",
+        f"{info['pairs']:,} pictures of emoji with {info['captions']:,} names: two drawings of each concept (twemoji, OpenMoji).",
+    )
+    runs = []
+    for number, name in ((2, "clip"), (3, "ping")):
+        say(f"{number}/4  {name}", WHAT[name])
+        recipe = with_settings(load_recipe(name), {**COMMON, "stages.0.epochs": epochs, "seed": seed})
+        train(recipe, out / name, resume=resume, overwrite=overwrite, quiet=quiet)
+        runs.append(out / name)
+    say("4/4  test", "on drawings of concepts that neither student has seen.")
+    measured = {run.name: measure(run, resume) for run in runs}
+    made = compare(runs, out / "report.html", test=open_pairs(TEST))
+    spent = time.monotonic() - began
+    result = {"runs": [str(r) for r in runs], "test": measured, "report": str(out / "report.html"), "seconds": round(spent, 1)}
+    return {**result, "verdict": made["verdict"], "text": closing(result, made["verdict"], info, spent)}
+
+
+WHAT = {
+    "clip": "a small student trained with the contrastive loss alone: what guidance has to beat.",
+    "ping": "the same student on the same budget, guided by two frozen encoders and each pair's nearest neighbours.",
+}
+
+
+def measure(run: Path, resume: bool) -> dict[str, float]:
+    """Retrieval and zero-shot on the test split, read once a run; kept in the run's `eval/` folder."""
+    metrics: dict[str, float] = {}
+    for task, source in (("retrieval", TEST), ("zeroshot", TEST)):
+        path = run / "eval" / f"emoji_test_{task}.json"
+        if not (resume and path.is_file()):
+            write_json(path, assess(str(run), source, task))
+        metrics |= read_json(path)["metrics"]
+    return {k: v for k, v in metrics.items() if "retrieval_recall" not in k}
+
+
+def closing(result: dict[str, Any], verdict: str, info: dict[str, Any], seconds: float) -> str:
+    """What was made, how good it is, and what to do next with one's own data."""
+    test = result["test"]
+    rows = [[name, *(percent(test[arm][name]) for arm in test)] for name in test["ping"]]
+    run = result["runs"][1]
+    return "\n".join(
+        [
+            "",
+            table(["test split, %", *test], rows),
+            "",
+            verdict,
+            "",
+            f"Made in {duration(seconds)}:",
+            f"  {result['report']}    open it in a browser",
+            f"  {run}/model    the guided student; opens in stock open_clip too",
+            "",
+            "Next, with your own captioned pictures (a folder with .txt beside the images, .csv, .jsonl or .tar):",
+            "  clipling data inspect YOUR_FOLDER",
+            "  clipling train clip --data YOUR_FOLDER --out runs/clip",
+            "  clipling train ping --data YOUR_FOLDER --out runs/ping",
+            "  clipling compare runs/clip runs/ping --out report.html",
+        ]
+    )
+
+
+def _say(head: str, text: str) -> None:
+    print(f"\n{head}: {text}", file=sys.stderr, flush=True)
+
+
+def _silent(head: str, text: str) -> None: ...

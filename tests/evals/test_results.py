@@ -1,0 +1,78 @@
+"""Result files: the keys that CLIP_benchmark writes and reads, and what ours add."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from clipling.errors import UserError
+from clipling.evals.results import RETRIEVAL, Result, read_result, read_results, weights_hash, write_result
+
+
+def result(**changes) -> Result:
+    return Result(
+        **{
+            "dataset": "my/photos",
+            "model": "ping student",
+            "pretrained": "run",
+            "task": RETRIEVAL,
+            "metrics": {"i2t_recall@5": 0.25, "t2i_recall@5": 0.5},
+            "data_hash": "abc",
+            "intervals": {"i2t_recall@5": (0.2, 0.3)},
+            "budget": {"samples_seen": 1000},
+            **changes,
+        }
+    )
+
+
+def test_file_holds_clip_benchmarks_keys_and_names(tmp_path):
+    path = write_result(result(), tmp_path)
+    content = json.loads(path.read_text())
+    assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= set(content)
+    assert content["metrics"]["text_retrieval_recall@5"] == 0.25, "i2t retrieves text"
+    assert content["metrics"]["image_retrieval_recall@5"] == 0.5, "t2i retrieves images"
+    assert content["metrics"]["i2t_recall@5"] == 0.25
+    assert path.name == "my-photos_run_ping-student_en_zeroshot_retrieval.json"
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    assert read_result(write_result(result(), tmp_path)) == result()
+    assert [r.model for r in read_results(tmp_path)] == ["ping student"]
+    assert read_results(tmp_path / "missing") == []
+
+
+def test_results_of_clip_benchmark_are_read(tmp_path):
+    theirs = {
+        "dataset": "flickr8k",
+        "model": "ViT-B-32",
+        "pretrained": "openai",
+        "task": RETRIEVAL,
+        "metrics": {"image_retrieval_recall@5": 0.6, "text_retrieval_recall@5": 0.7, "acc5": None},
+        "language": "en",
+    }
+    (tmp_path / "theirs.json").write_text(json.dumps(theirs))
+    assert read_result(tmp_path / "theirs.json").metrics == {"t2i_recall@5": 0.6, "i2t_recall@5": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "not a result file"), ('{"dataset": "x"}', "model, task, metrics"), ("{", "not valid JSON")],
+)
+def test_other_files_are_explained(tmp_path, content, message):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_result(tmp_path / "x.json")
+
+
+def test_unknown_task():
+    with pytest.raises(ValueError, match="zeroshot_retrieval"):
+        result(task="retrieval")
+
+
+def test_weights_hash_is_the_files(tmp_path):
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"weights")
+    assert weights_hash(tmp_path) == hashlib.sha256(b"weights").hexdigest()
+    assert weights_hash(tmp_path / "none") == ""
