@@ -118,7 +118,7 @@ def _files(part: str) -> list[Path]:
     lost = path.relative_to(parent).parts[0]
     there = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
     advice = f"{parent} holds: {near(lost, there)}" if there else f"{parent} is empty."
-    raise UserError(f"{part} does not exist. A source is {_KINDS}. {advice}"[:1500])
+    raise UserError(f"{part[:300]} does not exist. A source is {_KINDS}. {advice[:1000]}")
 
 
 def _exists(path: Path) -> bool:

@@ -26,12 +26,12 @@ class Chart:
     """(label, colour number) where a chart has lines of its own."""
 
 
-def all_charts(arms: Sequence[Arm]) -> list[Chart]:
-    """Validation by samples and by time, the loss that all arms share, and what each guided arm's terms did."""
+def all_charts(arms: Sequence[Arm], featured: Arm | None) -> list[Chart]:
+    """Validation by samples and by time, the loss that all arms share, and what the terms of the featured arm did."""
     found = [_validation(arms, part, title) for part, title in zip(PARTS, ("Image to text", "Text to image"))]
     found += [_by_time(arms), _shared_loss(arms)]
-    for arm in arms:
-        found += _of_terms(arm.runs[0], arm.label)
+    if featured is not None:
+        found += _of_terms(featured.runs[0], featured.label)
     return [chart for chart in found if chart is not None]
 
 
@@ -63,7 +63,7 @@ def _over_seeds(arms: Sequence[Arm], of: Callable[[Run], Series], average: bool 
     for arm in arms:
         each = [series for series in map(of, arm.runs) if series[0]]
         several = len(each) > 1 and average
-        lines += [Line(x, y, arm.colour, thin=several) for x, y in each]
+        lines += [Line(x, y, arm.colour, thin=len(each) > 1) for x, y in each]
         if several:
             lines.append(Line(*mean_line(each), arm.colour))
     return lines

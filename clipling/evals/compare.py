@@ -180,9 +180,7 @@ def _as_json(rows: Sequence[Row], verdict: Verdict, sources: Sources, path: Path
                 "seeds": row.arm.seeds,
                 "metrics": {name: asdict(cell) for name, cell in row.cells.items()},
                 "budget": row.budget,
-                "difference": {
-                    name: {**asdict(apart), "reading": apart.reading} for name, apart in (row.difference or {}).items()
-                },
+                "difference": {name: {**asdict(apart), "reading": apart.reading} for name, apart in (row.difference or {}).items()},
             }
             for row in rows
         ],

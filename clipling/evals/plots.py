@@ -75,7 +75,8 @@ def whiskers(rows: Sequence[Whisker], *, name: str, x: str) -> str:
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [place, place], color=colour, linewidth=5, alpha=0.28, solid_capstyle="round")
             if len(row.seeds) > 1:
-                axes.plot(row.seeds, [place] * len(row.seeds), "|", color=colour, markersize=9, markeredgewidth=1.1)
+                below = [place - 0.28] * len(row.seeds)
+                axes.plot(row.seeds, below, "|", color=colour, markersize=5, markeredgewidth=1.1)
             axes.plot([row.value], [place], "o", color=colour, markersize=6.5, markeredgecolor=PAPER, markeredgewidth=1.2)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
@@ -85,7 +86,7 @@ def whiskers(rows: Sequence[Whisker], *, name: str, x: str) -> str:
         axes.set_xlabel(x)
         axes.grid(axis="x", color=FAINT, linewidth=0.7)
 
-    return _svg(draw, name, (5.2, 1.0 + 0.42 * len(rows)))
+    return _svg(draw, name, (6.2, 0.8 + 0.42 * len(rows)))
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:

@@ -17,7 +17,7 @@ from clipling.evals.measure import METRICS, PRIMARY, with_primary
 from clipling.evals.plots import colour
 from clipling.evals.results import CLASSIFICATION, Result, weights_hash
 from clipling.evals.runs import Arm, Run
-from clipling.evals.verdict import Row, Verdict, millions, percent, signed
+from clipling.evals.verdict import Row, Verdict, best_guided, millions, percent, signed
 from clipling.store import atomic_write
 
 
@@ -42,6 +42,9 @@ def write_report(
     """Renders the report and writes it atomically to `path`."""
     arms = [row.arm for row in rows]
     base = next((row for row in rows if row.difference is None and len(rows) > 1), None)
+    best = best_guided(rows)
+    featured = best.arm if best is not None else None
+    data = _data_name(rows, sources)
     context = {
         "verdict": verdict,
         "rows": rows,
@@ -49,12 +52,13 @@ def write_report(
         "metrics": METRICS,
         "primary": PRIMARY,
         "references": [(r, with_primary(r.metrics)) for r in references],
-        "data": _data_name(rows, sources),
+        "data": data,
+        "data_short": "/".join(data.replace("\\", "/").split("/")[-2:]),
         "sources": sources,
-        "starts": [start for arm in arms for start in _starts(arm)],
+        "starts": [start for arm in arms if (start := _start(arm)) is not None],
         "difference_plot": Markup(difference_chart(rows)),
-        "charts": [(chart, Markup(chart.svg)) for chart in all_charts(arms)],
-        "guided": _guided(arms, sources),
+        "charts": [(chart, Markup(chart.svg)) for chart in all_charts(arms, featured)],
+        "guided": _guided(arms, featured, sources),
         "galleries": _galleries(sources, exhibits),
         "zero_shot": [(run, r) for arm in arms for run in arm.runs for r in run.results if r.task == CLASSIFICATION],
         "origins": [_origin(arm, run) for arm in arms for run in arm.runs],
@@ -93,19 +97,20 @@ def _data_name(rows: Sequence[Row], sources: Sources) -> str:
     return str((run.recipe.get("data") or {}).get("source") or run.summary.get("data", ""))
 
 
-def _starts(arm: Arm) -> list[dict[str, Any]]:
-    """The untrained and the trained student of every run, on the val of the run."""
-    found = []
-    for run in arm.runs:
-        start, end = with_primary(run.summary.get("untrained") or {}), with_primary(run.summary["val"])
-        if PRIMARY in start and PRIMARY in end:
-            found.append({"arm": arm, "run": run, "start": start, "end": end, "gain": end[PRIMARY] - start[PRIMARY]})
-    return found
+def _start(arm: Arm) -> dict[str, Any] | None:
+    """The untrained and the trained student of an arm on the val of its runs, means over seeds; None where not logged."""
+    starts = [with_primary(run.summary.get("untrained") or {}).get(PRIMARY) for run in arm.runs]
+    ends = [with_primary(run.summary["val"]).get(PRIMARY) for run in arm.runs]
+    known = [(a, b) for a, b in zip(starts, ends) if a is not None and b is not None]
+    if not known:
+        return None
+    start, end = (sum(column) / len(known) for column in zip(*known))
+    return {"arm": arm, "start": start, "end": end, "least": min(b - a for a, b in known)}
 
 
-def _guided(arms: Sequence[Arm], sources: Sources) -> dict[str, Any] | None:
-    """The neighbours of the first arm whose run kept a sample of them."""
-    for arm in arms:
+def _guided(arms: Sequence[Arm], featured: Arm | None, sources: Sources) -> dict[str, Any] | None:
+    """The neighbours of the featured arm, or of the first whose run kept a sample of them."""
+    for arm in sorted(arms, key=lambda a: a is not featured):
         for run in arm.runs:
             if run.guides.get("neighbours_sample"):
                 thumbnails = Thumbnails(sources.pairs, sources.pictures and sources.pairs is not None)

@@ -38,11 +38,11 @@ class Verdict:
 def judge(rows: Sequence[Row], baseline: Arm | None, references: Sequence[Result], warnings: Sequence[str] = ()) -> Verdict:
     """The honest verdict over all rows. Guided arms are judged against the baseline, every arm against its own start."""
     base = next((row for row in rows if row.arm is baseline), None)
-    guided = [row for row in rows if row.arm.kind == "guided" and row.arm is not baseline]
-    if base is None or not guided:
+    best = best_guided(rows)
+    if base is None or best is None or best is base:
         verdict = _alone(rows, base)
     else:
-        best = max(guided, key=lambda row: row.cells[PRIMARY].value)
+        guided = [row for row in rows if row.arm.kind == "guided"]
         verdict = _compared(best, base)
         if len(guided) > 1:
             verdict.points.append(f"{best.arm.label} is the best of {len(guided)} guided arms; picking the best of several flatters it.")
@@ -51,6 +51,12 @@ def judge(rows: Sequence[Row], baseline: Arm | None, references: Sequence[Result
     _against_references(verdict, rows, references)
     verdict.warnings += warnings
     return verdict
+
+
+def best_guided(rows: Sequence[Row]) -> Row | None:
+    """The guided arm with the highest mean recall@10; controls are not candidates."""
+    guided = [row for row in rows if row.arm.kind == "guided"]
+    return max(guided, key=lambda row: row.cells[PRIMARY].value, default=None)
 
 
 def _alone(rows: Sequence[Row], base: Row | None) -> Verdict:
@@ -66,9 +72,9 @@ def _compared(best: Row, base: Row) -> Verdict:
     plain = "plain CLIP" if base.arm.kind == "plain" else base.arm.label
     unequal = budgets_differ(best.budget, base.budget)
     points = [_how_sure(apart), _cost(best, base)]
-    numbers = f"{percent(ours.value)} recall@10 against {percent(theirs.value)} of {plain}"
+    numbers = f"{percent(ours.value)} recall@10 against {percent(theirs.value)}"
     if unequal:
-        text = f"{best.arm.label} scores {numbers}, but at another budget: {', '.join(unequal)}. This does not show what guidance is worth."
+        text = f"{best.arm.label} scores {numbers} of {plain}, but at another budget. This does not show what guidance is worth."
         return Verdict("unequal", "Budgets differ", text, points, ["The budgets differ: " + "; ".join(unequal) + "."])
     match apart.reading:
         case "better":
@@ -81,12 +87,12 @@ def _compared(best: Row, base: Row) -> Verdict:
             text = f"No difference is shown between {best.arm.label} and {plain} at the same budget: {numbers}."
             return Verdict("unclear", "No difference shown", text, points)
         case _:
-            text = f"{best.arm.label} scores {numbers}; with one seed and no interval, this is not a result yet."
+            text = f"{best.arm.label} scores {numbers} of {plain}; with one seed and no interval, this is not a result yet."
             return Verdict("unclear", "Not tested", text, points)
 
 
 def _how_sure(apart: Difference) -> str:
-    seeds, said = apart.seeds, f"The difference is {signed(apart.seeds.mean)} points"
+    seeds, said = apart.seeds, f"The difference is {signed(apart.seeds.mean)} points (mean of both directions)"
     if seeds.spread is not None:
         relation = "more than" if abs(seeds.mean) > 2 * seeds.spread else "not more than"
         said += f", {relation} twice its spread over {len(seeds.values)} seeds ({100 * seeds.spread:.1f})"
@@ -112,8 +118,10 @@ def _controls(rows: Sequence[Row], best: Row) -> list[str]:
     said = []
     for row in rows:
         if row.arm.kind == "control":
-            gap = best.cells[PRIMARY].value - row.cells[PRIMARY].value
-            said.append(f"Against the control {row.arm.label}, {best.arm.label} is {signed(gap)} points apart.")
+            value = row.cells[PRIMARY].value
+            gap = 100 * (best.cells[PRIMARY].value - value)
+            where = f"{gap:.1f} points below" if gap >= 0 else f"{-gap:.1f} points above"
+            said.append(f"With random neighbours ({row.arm.label}) it is {percent(value)}: {where} {best.arm.label}.")
     return said
 
 

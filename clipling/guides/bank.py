@@ -136,8 +136,10 @@ class _Build:
             blocks = self.blocks()
             self._encode([b for number, b in enumerate(blocks) if number % world == rank])
             if rank == 0:
-                self._wait_for(lambda: all(self._done(b) for b in blocks))
-                self._finish(plan, blocks)
+                # a second run that builds the same bank may be quicker, and removes the blocks
+                self._wait_for(lambda: (self.out / MANIFEST).is_file() or all(self._done(b) for b in blocks))
+                if not (self.out / MANIFEST).is_file():
+                    self._finish(plan, blocks)
             else:
                 self._wait_for((self.out / MANIFEST).is_file)
         return Bank.open(self.out)

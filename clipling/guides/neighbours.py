@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -210,14 +211,16 @@ class _Job:
             mine = [start for start in self.starts() if start // self.block % world == rank]
             self._make(mine, files, progress)
             if rank == 0:
-                _wait_for(lambda: all(file.is_file() for file in files.values()))
-                self.finished([_load_arrays(files[start]) for start in self.starts()], digest).save(final)
+                # a second run that makes the same table may be quicker, and removes the blocks
+                _wait_for(lambda: final.is_file() or all(file.is_file() for file in files.values()))
+                if not final.is_file():
+                    self.finished([_load_arrays(files[start]) for start in self.starts()], digest).save(final)
             else:
                 _wait_for(final.is_file)
-        if rank == 0 and parts.is_dir():
-            for left in [*parts.iterdir(), *folder.glob(f".{final.name}.*.tmp")]:
+        if rank == 0:
+            shutil.rmtree(parts, ignore_errors=True)
+            for left in folder.glob(f".{final.name}.*.tmp"):
                 left.unlink(missing_ok=True)
-            parts.rmdir()
         return Table.load(final, self.rows)
 
     def _make(self, starts: Sequence[int], files: dict[int, Path], progress: Progress) -> None:

@@ -95,6 +95,11 @@ class Rows:
         index = np.asarray(index, dtype=np.int64)
         return Rows(self.shards, self.per_shard, index if self.index is None else self.index[index], self.centre)
 
+    @property
+    def uncentred(self) -> Rows:
+        """The rows as they are stored."""
+        return Rows(self.shards, self.per_shard, self.index)
+
     def centred(self, numbers: np.ndarray) -> Rows:
         """All rows less the mean of the rows of the given numbers (rows of zeros left out), made unit again."""
         total, count = np.zeros(self.dim), 0

@@ -59,7 +59,8 @@ def sentence_encoder(name: str, device: str) -> SentenceEncoder:
     except Exception as error:  # the hub raises errors of many libraries
         raise UserError(
             f"the text encoder {name!r} could not be had ({type(error).__name__}: {str(error).splitlines()[0]}). "
-            "Give a folder that holds a sentence-transformers model, check the network and the name, or use all-MiniLM-L6-v2, which needs no hub."
+            "Give a folder that holds a sentence-transformers model, check the network and the name, or use "
+            "all-MiniLM-L6-v2, which needs no hub."
         ) from error
     return SentenceEncoder(name, model, _licence(model), device)
 

