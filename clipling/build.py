@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clipling.data.pairs import Pairs
+from clipling.data.pixels import Pixels
 from clipling.data.views import Augment
 from clipling.errors import UserError, near
 from clipling.evals.evaluators import Retrieval
+from clipling.guides.active import ActiveGuide, OnlineQueries, ViewQueries
+from clipling.guides.bank import Bank, BankRows, bank_for
+from clipling.guides.encoders import open_image_encoder
+from clipling.guides.guidance import BankGuide, open_tables
+from clipling.guides.progress import Progress, ShowProgress, silent
 from clipling.models.dual import Student
 from clipling.models.hub import new_student, open_student
 from clipling.objectives.load import load_object
 from clipling.objectives.term import Objective, Term
-from clipling.recipe import Recipe, TermSpec
+from clipling.recipe import GuideSpec, Recipe, TermSpec
 
 
 def make_student(recipe: Recipe, pairs: Pairs) -> Student:
@@ -31,17 +40,18 @@ def make_student(recipe: Recipe, pairs: Pairs) -> Student:
     return student
 
 
+def needs(recipe: Recipe) -> frozenset[str]:
+    """What the active terms want in a batch."""
+    return frozenset().union(*(make_term(name, spec).needs for name, spec in active_terms(recipe).items()))
+
+
 def needs_guide(recipe: Recipe) -> None:
     """Refuses a guide that no term would use, and a term whose guide is missing, before any work is done."""
-    needed = sorted(n for name, spec in active_terms(recipe).items() for n in make_term(name, spec).needs if n.startswith("neighbours."))
+    needed = sorted(n for n in needs(recipe) if n.startswith("neighbours."))
     if needed and recipe.guide is None:
-        raise UserError(
-            f"the objective needs {', '.join(needed)} but the recipe has no guide. Add a `guide:` section (see the recipe ping)."
-        )
+        raise UserError(f"the objective needs {', '.join(needed)} but the recipe has no guide. Add `guide:` (see the recipe ping).")
     if recipe.guide is not None and not needed:
-        raise UserError(
-            "the recipe has a guide that no term of the objective uses. Remove `guide`, or give the term a weight other than 0."
-        )
+        raise UserError("the recipe has a guide that no term of the objective uses. Remove `guide`, or give the term a weight.")
 
 
 def active_terms(recipe: Recipe) -> dict[str, TermSpec]:
@@ -91,12 +101,62 @@ def make_objective(recipe: Recipe, student: Student, guide: Any | None) -> Objec
     return Objective(terms, weights)
 
 
-def make_guide(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, quiet: bool) -> Any | None:
+def make_guide(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, quiet: bool) -> BankGuide | None:
     """The bank (built when absent), its tables over the training pairs only, and the look-up."""
     spec = recipe.guide
     if spec is None:
         return None
-    raise NotImplementedError
+    progress = silent if quiet else ShowProgress()
+    folder = bank_folder(recipe, source, train, augment, progress)
+    bank = Bank.open(folder).join(train)
+    every = np.arange(len(train), dtype=np.int64)
+    if spec.centre:
+        bank = bank.centred(every)
+    bank.warm()
+    tables = open_tables(
+        bank,
+        train,
+        every,
+        tables_folder(folder, train, spec),
+        k=spec.k,
+        cap=spec.max_in_degree,
+        query=spec.query,
+        progress=progress,
+    )
+    options = {"k": spec.k, "control": spec.control, "caption": spec.caption, "seed": recipe.seed, "links": train.links()}
+    options["spaces"] = sorted(n.removeprefix("neighbours.") for n in needs(recipe) if n.startswith("neighbours."))
+    if spec.active == "none":
+        return BankGuide(bank, tables["image"], tables["text"], **options)
+    queries = make_queries(recipe, bank, train, augment, progress)
+    return ActiveGuide(bank, tables["image"], tables["text"], queries, **options)
+
+
+def bank_folder(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, progress: Progress) -> Path:
+    """The bank that was given, or the cached one. Crops (`active: views`) belong to the training pairs in their order."""
+    spec = recipe.guide
+    assert spec is not None
+    if spec.bank != "auto":
+        return Path(spec.bank)
+    views = {"views": spec.views, "augment": augment, "seed": recipe.seed} if spec.active == "views" else {}
+    over = train if views else source
+    return bank_for(over, spec.image_encoder, spec.text_encoder, spec.image_size, progress=progress, **views)
+
+
+def tables_folder(bank: Path, train: Pairs, spec: GuideSpec) -> Path:
+    """Beside the bank, by what decides the tables: the training pairs and how their features are compared."""
+    name = hashlib.blake2b(f"{train.fingerprint} {spec.centre} {spec.k} {spec.max_in_degree} {spec.query}".encode(), digest_size=8)
+    return bank / "tables" / name.hexdigest()
+
+
+def make_queries(recipe: Recipe, bank: BankRows, train: Pairs, augment: Augment, progress: Progress) -> OnlineQueries | ViewQueries:
+    spec = recipe.guide
+    assert spec is not None
+    every = np.arange(len(train), dtype=np.int64)
+    if spec.active == "views":
+        return ViewQueries(bank, augment, recipe.seed, every, train.links(), spec.k, progress=progress)
+    encoder = open_image_encoder(spec.image_encoder, spec.image_size)
+    pixels = Pixels.open(train, round(encoder.preprocess["size"] * 1.25), "squash")
+    return OnlineQueries(bank, encoder, pixels, augment, recipe.seed, every, train.links(), spec.k)
 
 
 def make_evaluators(recipe: Recipe, val: Pairs, student: Student) -> list:

@@ -146,7 +146,7 @@ def _members(path: Path, damage: list[str]) -> Iterator[tuple[str, Location]]:
         # tarfile ends in silence at a damaged header as it does at the end mark, a block of zeros.
         if len(block) < tarfile.BLOCKSIZE:
             damage.append("the file ends without the end mark of a tar")
-        elif False:
+        elif any(block):
             damage.append(f"damaged from byte {end} of {length} on")
     except Exception as error:  # tarfile raises all sorts of errors on damaged headers
         damage.append(f"cannot be read to its end: {error or type(error).__name__}")

@@ -69,6 +69,7 @@ class Stepper:
     def _part_features(self, host: HostBatch, part: slice) -> tuple[Tensor, Tensor]:
         """Unit features of some rows. The seed depends on step, process and part only, so that doing it again gives the same dropout."""
         torch.manual_seed(step_seed(self.seed, host.step, self.runtime.rank, part.start))
+        self.student.set_step(step_seed(self.seed, host.step, 0, 0))
         device = self.runtime.device
         images = host.images[part].to(device, non_blocking=True)
         tokens = host.tokens[part].to(device, non_blocking=True)

@@ -13,6 +13,7 @@ from clipling.evals.evaluators import Retrieval
 from clipling.evals.intervals import Paired, bootstrap, interval, paired, percentiles
 from clipling.evals.retrieval import RetrievalRanks, metric_names
 from clipling.evals.runs import Arm, Run
+from clipling.models.hub import open_student
 
 METRICS = tuple(metric_names())
 PRIMARY = "recall@10"
@@ -69,8 +70,6 @@ class Difference:
 
 def measure(arms: Sequence[Arm], evaluator: Retrieval) -> dict[int, Measured]:
     """Opens the student of every run and ranks; by `id` of the run. A run without a kept model is left out."""
-    from clipling.models.hub import open_student
-
     measured = {}
     for arm in arms:
         for run in arm.runs:

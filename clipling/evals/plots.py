@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,7 @@ def whiskers(rows: Sequence[Whisker], *, name: str, x: str) -> str:
         axes.set_xlabel(x)
         axes.grid(axis="x", color=FAINT, linewidth=0.7)
 
-    return _svg(draw, name, (6.2, 0.8 + 0.42 * len(rows)))
+    return _svg(draw, name, (5.2, 0.7 + 0.36 * len(rows)))
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
@@ -148,8 +149,7 @@ def _inline(svg: str, name: str) -> str:
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1", body)
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
-    label = name.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    svg = f'<svg class="plot" role="img" aria-label="{label}" xmlns:xlink="http://www.w3.org/1999/xlink" {box.group()}>' + body
+    svg = f'<svg class="plot" role="img" aria-label="{html.escape(name)}" xmlns:xlink="http://www.w3.org/1999/xlink" {box.group()}>' + body
     for number in range(COLOURS):
         svg = svg.replace(_stand_in(number), colour(number))
     for stand_in, variable in _VARIABLES.items():

@@ -46,7 +46,7 @@ def judge(rows: Sequence[Row], baseline: Arm | None, references: Sequence[Result
         verdict = _compared(best, base)
         if len(guided) > 1:
             verdict.points.append(f"{best.arm.label} is the best of {len(guided)} guided arms; picking the best of several flatters it.")
-        verdict.points += _controls(rows, best)
+        _against_controls(verdict, rows, best)
     _against_start(verdict, rows)
     _against_references(verdict, rows, references)
     verdict.warnings += warnings
@@ -113,16 +113,17 @@ def _cost(best: Row, base: Row) -> str:
     )
 
 
-def _controls(rows: Sequence[Row], best: Row) -> list[str]:
-    """What a control with random neighbours says about the gain."""
-    said = []
+def _against_controls(verdict: Verdict, rows: Sequence[Row], best: Row) -> None:
+    """What random neighbours reach; where that is no less, it is not the neighbours that help."""
     for row in rows:
         if row.arm.kind == "control":
             value = row.cells[PRIMARY].value
             gap = 100 * (best.cells[PRIMARY].value - value)
-            where = f"{gap:.1f} points below" if gap >= 0 else f"{-gap:.1f} points above"
-            said.append(f"With random neighbours ({row.arm.label}) it is {percent(value)}: {where} {best.arm.label}.")
-    return said
+            said = f"With random neighbours ({row.arm.label}) it is {percent(value)}, "
+            if gap > 0:
+                verdict.points.append(f"{said}{gap:.1f} points below {best.arm.label}.")
+            else:
+                verdict.warnings.append(f"{said}no less than {best.arm.label}: it is not the neighbours that help.")
 
 
 def _against_start(verdict: Verdict, rows: Sequence[Row]) -> None:

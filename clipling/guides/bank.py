@@ -18,6 +18,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from clipling.errors import UserError
 from clipling.guides.encoders import ImageEncoder, TextEncoder, device_text, open_image_encoder, open_text_encoder
 from clipling.guides.features import Block, Features
 from clipling.guides.progress import Progress, silent
+from clipling.guides.rows import save_array, write_parts
 from clipling.guides.stored import (
     FORMAT,
     MANIFEST,
@@ -209,7 +211,7 @@ class _Build:
             if mine:
                 self.progress(self._what(kind), done, total)
             for block, rows in self.features.of(kind, todo):
-                atomic_produce(self.parts / block.file, lambda path, rows=rows: _save(path, rows))
+                save_array(self.parts / block.file, rows)
                 done += block.stop - block.start
                 self.progress(self._what(kind), done, total)
 
@@ -232,7 +234,7 @@ class _Build:
         digests = [captions_digest(pairs.captions_of(i)) for i in range(len(pairs))]
         write_pairs_file(self.out / PAIRS_FILE, pairs.keys, pairs.hashes, digests, np.diff(pairs.offsets))
         valid = self._valid(shards)
-        atomic_produce(self.out / VALID_FILE, lambda path: _save(path, valid))
+        save_array(self.out / VALID_FILE, valid)
         for left in self.out.glob(".*.tmp"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
         failed = np.flatnonzero(~valid)
@@ -249,9 +251,9 @@ class _Build:
         for number, group in enumerate(groups):
             path = self.out / shard_name(kind, number)
             if not path.is_file():
-                files = [self.parts / b.file for b in group]
                 shape = ((group[-1].stop - group[0].start) * each, dim)
-                atomic_produce(path, lambda temporary, files=files, shape=shape: _concatenate(temporary, files, shape))
+                parts = (np.load(self.parts / b.file, allow_pickle=False) for b in group)
+                atomic_produce(path, partial(write_parts, parts=parts, shape=shape, dtype=np.dtype(np.float16)))
         return len(groups)
 
     def _valid(self, shards: dict[str, int]) -> np.ndarray:
@@ -269,20 +271,6 @@ def _present(files: Sequence[Path]) -> np.ndarray:
 
 def _described(encoder: ImageEncoder | TextEncoder) -> dict[str, Any]:
     return {"encoder": encoder.name, "dim": encoder.dim, "weights": encoder.weights, "licence": encoder.licence}
-
-
-def _save(path: Path, rows: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, rows, allow_pickle=False)
-
-
-def _concatenate(path: Path, files: Sequence[Path], shape: tuple[int, int]) -> None:
-    """One .npy file of the rows of several, one of them in memory at a time."""
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
-        for part in files:
-            rows = np.load(part, allow_pickle=False)
-            file.write(rows.astype("<f2", copy=False).tobytes())
 
 
 def _with_content(image_encoder: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from clipling.errors import UserError
+from clipling.store import atomic_produce
 
 AT_ONCE = 8192  # rows worked on together where all rows are gone through
 
@@ -115,6 +116,21 @@ class Rows:
         for shard in self.shards:
             for start in range(0, len(shard), AT_ONCE):
                 shard[start : start + AT_ONCE].max()
+
+
+def save_array(path: Path | str, array: np.ndarray) -> None:
+    """A .npy file, whole or absent. Raises UserError when the disk is full (numpy's own `save` loses the reason)."""
+    atomic_produce(path, lambda temporary: write_parts(temporary, [array], array.shape, array.dtype))
+
+
+def write_parts(path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Writes one .npy file of the rows of several arrays, one after the other."""
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            for start in range(0, len(part), AT_ONCE):
+                file.write(np.ascontiguousarray(part[start : start + AT_ONCE], dtype=dtype).tobytes())
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipling.errors import UserError, near
-from clipling.models.build import find_text_folder
+from clipling.models.build import checked_config, find_text_folder
 from clipling.models.dual import Student
 from clipling.models.inits import init_image, init_text, load_exactly, read_weights
 from clipling.store import atomic_produce, atomic_write, cache_dir, read_json, write_json
@@ -85,6 +85,7 @@ def new_student(
 
 
 def _seeded(config: dict[str, Any], seed: int, beside: Path | None = None) -> Student:
+    config = checked_config(config)
     text_folder = find_text_folder(config, beside)
     # Only the CPU's generator: `torch.manual_seed` would also seed those of accelerators, which are not restored.
     with torch.random.fork_rng(devices=[]):

@@ -42,8 +42,11 @@ def test_exif_rotation(form, orientation):
 
 
 def test_damaged_exif_does_not_lose_the_picture():
-    data = picture(1, exif=b"Exif\0\0II*\0" + b"\xff" * 40)
-    assert decode(data).size == (12, 9)
+    text = struct.pack("<HHI4s", 0x0112, 2, 4, b"abc\0")  # an orientation that is a text
+    for block in (b"\xff" * 40, struct.pack("<IH", 8, 1) + text + b"\0" * 4):
+        data = picture(1, exif=b"Exif\0\0II*\0" + block)
+        assert decode(data).size == (12, 9)
+        assert size_and_format(data) == (12, 9, "JPEG")
 
 
 def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -130,8 +133,7 @@ def test_limits():
 def outcome(look, data: bytes) -> bool:
     try:
         look(data)
-    except ImageError as error:
-        assert str(error)
+    except ImageError:
         return False
     return True
 

@@ -102,7 +102,7 @@ def test_damaged_entries_are_made_again(tmp_path, fresh_cache):
     (first.folder / "done").unlink()
     assert np.array_equal(Pixels.open(pairs, 16, block=4)[:], expected)
     (first.folder / "manifest.json").unlink()
-    (first.folder / "done").write_text('{"block": 3, "done": "01010101"}')  # another division: not to be trusted
+    (first.folder / "done").write_text('{"block": 5, "done": "010101"}')  # another division: not to be trusted
     (first.folder / "pixels.npy").write_bytes(b"")
     assert np.array_equal(Pixels.open(pairs, 16, block=4)[:], expected)
 

@@ -13,9 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clipling.data.pairs import clean_caption
-from clipling.data.reading import Options
 from clipling.data.source import open_pairs
-from clipling.data.table import read_table
 from clipling.errors import UserError
 from tests.data.making import picture, pictures, put
 
@@ -38,8 +36,8 @@ def test_separators(tmp_path, separator, end):
     odd = 'a, "quoted";\ttwo\nlines | ü'
     rows = [["Title", "other", "FilePath"], [odd, "x", "p/0.jpg"], ["b", "", "p/1.jpg"], ["c", "y", "./p/0.jpg"], ["c", "", "p/2.jpg"]]
     path = table(tmp_path, rows, separator=separator, lineterminator=end)
-    for given in (None, separator):
-        pairs = open_pairs(str(path), separator=given)
+    for stated in (None, separator):
+        pairs = open_pairs(str(path), separator=stated)
         assert pairs.keys == ["p/0.jpg", "p/1.jpg", "p/2.jpg"]
         assert [pairs.captions_of(i) for i in range(3)] == [[odd, "c"], ["b"], ["c"]]
         assert pairs.image_bytes(2) == picture(2)
@@ -94,7 +92,7 @@ def test_named_columns_and_groups(tmp_path):
 def test_separator_that_does_not_fit(tmp_path):
     pictures(tmp_path, 1)
     path = table(tmp_path, [["filepath", "title"], ["0.jpg", "a"]], separator="\t")
-    with pytest.raises(UserError, match="not separated by 'comma'.*looks separated by tab"):
+    with pytest.raises(UserError, match=r"not separated by 'comma'.*looks separated by tab"):
         open_pairs(str(path), separator="comma")
     with pytest.raises(UserError, match="one character"):
         open_pairs(str(path), separator="::")
@@ -231,12 +229,11 @@ def test_random_bytes_as_csv(tmp_path_factory, data, start):
     shared_pictures(folder)
     path = put(folder / "random.csv", start + data)
     try:
-        found = read_table(path, Options())
-        open_pairs(str(path), max_bad=1.0)
-    except UserError as error:
-        assert "random.csv" in str(error)
-    else:
-        assert len(found.rows)
+        pairs = open_pairs(str(path), max_bad=1.0)
+    except UserError:
+        return
+    assert set(pairs.keys) <= {f"{n}.jpg" for n in range(8)}
+    assert all(pairs.captions_of(i) for i in range(len(pairs)))
 
 
 # --- JSON lines
@@ -379,25 +376,25 @@ def test_parquet(tmp_path):
     parquet.write_table(pa.table(lists), tmp_path / "l.parquet")
     pairs = open_pairs(str(tmp_path / "l.parquet"))
     assert (pairs.captions, pairs.extras) == (["a", "b", "c"], [{"seen": 1.5}, {}])
+    parquet.write_table(pa.table({"url": ["http://x/1.jpg"], "caption": ["a"]}), tmp_path / "u.parquet")
     with pytest.raises(UserError, match="img2dataset"):
-        parquet.write_table(pa.table({"url": ["http://x/1.jpg"], "caption": ["a"]}), tmp_path / "u.parquet")
         open_pairs(str(tmp_path / "u.parquet"))
     for data in (b"", b"PAR1", os.urandom(500), (tmp_path / "t.parquet").read_bytes()[:-50]):
         with pytest.raises(UserError, match="cannot be read as parquet"):
             open_pairs(str(put(tmp_path / "bad.parquet", data)))
 
 
-@pytest.mark.parametrize("names", [["x/0.jpg", "x/1.jpg", "x/0.jpg"], ["image.jpg"] * 3, [None] * 3])
+@pytest.mark.parametrize("names", [["x/0.jpg", "x/0.jpg", "x/1.jpg"], ["image.jpg"] * 3, [None] * 3])
 def test_parquet_with_images_inside(tmp_path, names):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    images = [{"bytes": picture(n), "path": name} for n, name in zip((0, 1, 0), names)]
+    images = [{"bytes": picture(n), "path": name} for n, name in zip((0, 0, 1), names)]
     parquet.write_table(pa.table({"image": [*images, {"bytes": b"broken", "path": "z"}], "text": list("abcd")}), tmp_path / "h.parquet")
     for _ in range(2):
         pairs = open_pairs(str(tmp_path / "h.parquet"), max_bad=0.5)
-        assert pairs.keys == (["x/0.jpg", "x/1.jpg"] if names[0] == "x/0.jpg" else ["h/00000000", "h/00000001"])
-        assert pairs.captions == ["a", "c", "b"]
+        assert pairs.keys == (["x/0.jpg", "x/1.jpg"] if names[0] == "x/0.jpg" else ["h/00000000", "h/00000002"])
+        assert pairs.captions == ["a", "b", "c"]
         assert [pairs.image_bytes(i) for i in range(2)] == [picture(0), picture(1)]
         assert pairs.problems.counts() == {"broken image": 1}
     parquet.write_table(pa.table({"jpg": [picture(3)], "caption": ["a"], "png": [b"other"]}), tmp_path / "i.parquet")

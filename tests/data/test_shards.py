@@ -140,6 +140,20 @@ def test_truncated_anywhere_keeps_exactly_the_whole_samples(tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("damage", [b"\xff" * 512, b"A" * 512])
+def test_a_damaged_header_is_told(tmp_path, damage):
+    path = tar(tmp_path / "x.tar", samples(5))
+    with tarfile.open(path) as members:
+        start = members.getmember("s3.jpg").offset
+    content = bytearray(path.read_bytes())
+    content[start : start + 512] = damage
+    found = read_shard(put(path, bytes(content)), Options())
+    assert [row.key for row in found.rows] == ["s0", "s1", "s2"]
+    assert found.problems.counts() == {"truncated tar": 1}
+    assert str(start) in found.problems.rows[0].detail
+
+
+@pytest.mark.faults
 def test_truncated_tar_is_counted_or_stops(tmp_path, fresh_cache):
     whole = tar(tmp_path / "x.tar", samples(20)).read_bytes()
     put(tmp_path / "x.tar", whole[: len(whole) // 2])

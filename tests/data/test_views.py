@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -147,6 +147,8 @@ def test_unknown_interpolation():
     st.sampled_from(["bicubic", "bilinear", "random"]),
     st.sampled_from([0, 255]),
 )
+@example(19, 16, 16, "shortest", "bicubic", 0)  # 1.5 pixels to the left of the centre
+@example(16, 18, 16, "shortest", "bilinear", 0)
 def test_eval_pixels_are_open_clips(width, height, size, resize_mode, interpolation, fill):
     from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.transforms import Normalize
