@@ -136,6 +136,8 @@ def bank_folder(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, p
     spec = recipe.guide
     assert spec is not None
     if spec.bank != "auto":
+        if spec.image_size is not None and spec.active == "none":
+            raise UserError("guide.image_size is decided by the bank that was given: leave it out, or leave out the bank")
         return Path(spec.bank)
     views = {"views": spec.views, "augment": augment, "seed": recipe.seed} if spec.active == "views" else {}
     over = train if views else source

@@ -25,12 +25,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell; the first is left-aligned, numbers to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False) -> str:
+    """Columns padded to their widest cell; the first (all, where they hold words) aligned left, numbers right."""
     widths = [max(len(str(r[c])) for r in [header, *rows]) for c in range(len(header))]
     lines = []
     for row in [header, ["-" * w for w in widths], *rows]:
-        cells = [str(cell).ljust(w) if c == 0 else str(cell).rjust(w) for c, (cell, w) in enumerate(zip(row, widths))]
+        cells = [str(cell).ljust(w) if c == 0 or words else str(cell).rjust(w) for c, (cell, w) in enumerate(zip(row, widths))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -90,9 +90,9 @@ def _demo(result: Mapping[str, Any]) -> str:
 
 
 def _check(result: Mapping[str, Any]) -> str:
-    lines = [f"{'ok  ' if f['ok'] else 'FAIL'}  {f['check']}: {f['message']}" for f in result["findings"]]
-    return "\n".join(lines)
+    marks = {True: "ok", False: "FAIL", None: "skipped"}
+    return "\n".join(f"{marks[f['ok']]:8}{f['check']}: {f['message']}" for f in result["findings"])
 
 
 def _show(result: Mapping[str, Any]) -> str:
-    return table(result["header"], result["rows"])
+    return table(result["header"], result["rows"], words=True)

@@ -176,6 +176,15 @@ def recipe_names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(recipes.__path__) if not m.name.startswith("_"))
 
 
+def recipe_help() -> dict[str, Any]:
+    """The recipes with the first sentence of their file, for `clipling show recipes`."""
+    rows = []
+    for name in recipe_names():
+        module = importlib.import_module(f"clipling.recipes.{name}")
+        rows.append([name, (module.__doc__ or "").strip().split("\n")[0]])
+    return {"header": ["recipe", "what it is"], "rows": rows}
+
+
 def load_recipe(spec: str, *, smoke: bool = False, scale: str = "cpu") -> Recipe:
     """A recipe by name (`ping`), from a YAML file, or from a user's file (`./mine.py:recipe`).
 

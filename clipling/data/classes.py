@@ -88,8 +88,8 @@ def open_labelled(
     Raises:
         UserError: no classes, names that do not fit the labels, templates without `{c}`, too many bad images.
     """
-    if str(spec).strip() == "demo:emoji":
-        return _demo(classes, templates)
+    if str(spec).strip().startswith("demo:"):
+        return _demo(source.demo_split(str(spec).strip()), classes, templates)
     kind, paths = source.resolve(str(spec).strip())
     folder = Path(os.path.abspath(Path(spec).expanduser()))
     benchmark = _benchmark(folder)
@@ -111,12 +111,28 @@ def open_labelled(
     return _examined(str(spec), readings, names, _templates(templates), max_bad)
 
 
-def _demo(classes: object, templates: object) -> LabelledImages:
+def is_labelled(spec: str) -> bool:
+    """Whether a source has classes and no captions: CLIP_benchmark's layout, or class folders without any caption file."""
+    folder = Path(os.path.abspath(Path(spec).expanduser()))
+    if not folder.is_dir():
+        return False
+    if _benchmark(folder) is not None:
+        return True
+    found = {"images": 0, "captions": 0}
+    for base, names in walk(folder):
+        below = Path(os.path.relpath(base, folder)).parts
+        suffixes = [Path(name).suffix.lower() for name in names]
+        found["images"] += sum(s in IMAGE_SUFFIXES for s in suffixes) if below else 0
+        found["captions"] += sum(s in (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".tar") for s in suffixes)
+    return found["images"] > 0 and found["captions"] == 0
+
+
+def _demo(split: str | None, classes: object, templates: object) -> LabelledImages:
     from clipling.data.emoji import emoji_zero_shot
 
     if classes is not None or templates is not None:
         raise UserError("demo:emoji has its own classes and templates: leave these options out")
-    return emoji_zero_shot()
+    return emoji_zero_shot((split or "test",))
 
 
 def _benchmark(folder: Path) -> tuple[Path, list[Path]] | None:

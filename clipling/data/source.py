@@ -47,8 +47,8 @@ def open_pairs(
         UserError: what is wrong with the source, or with more than `max_bad` of its rows, and what to do.
     """
     options = Options(image_column, caption_column, group, separator, captions_optional)
-    if str(spec).strip() == "demo:emoji":
-        return _open_demo(options)
+    if str(spec).strip().startswith("demo:") and "::" not in str(spec):
+        return _open_demo(str(spec).strip(), options)
     parts = [resolve(part.strip()) for part in str(spec).split("::")]
     _refuse_ignored(options, {kind for kind, _ in parts}, spec)
     # The current folder counts: relative paths of a table may start there.
@@ -69,20 +69,35 @@ def check_usable(problems: Problems, good: int, max_bad: float) -> None:
         problems.list_file()
 
 
-def _open_demo(options: Options) -> Pairs:
+DEMO = ("demo:emoji", "demo:emoji/train", "demo:emoji/val", "demo:emoji/test")
+
+
+def demo_split(spec: str) -> str | None:
+    """`test` of `demo:emoji/test`, None of `demo:emoji`. Raises UserError for what is not there."""
+    if spec not in DEMO:
+        raise UserError(f"there is no {spec!r}. {near(spec, DEMO)}")
+    return spec.partition("/")[2] or None
+
+
+def _open_demo(spec: str, options: Options) -> Pairs:
+    wanted = demo_split(spec)
     from clipling.data.emoji import open_emoji
 
     if options != Options(captions_optional=options.captions_optional):
-        raise UserError("demo:emoji has its own columns and groups: leave the options for columns out")
-    return open_emoji()
+        raise UserError(f"{spec} has its own columns and groups: leave the options for columns out")
+    pairs = open_emoji()
+    if wanted is None:
+        return pairs
+    part = pairs.subset([i for i, extras in enumerate(pairs.extras) if extras["split"] == wanted])
+    part.name = spec
+    return part
 
 
 def resolve(part: str) -> tuple[str, list[Path]]:
     """(kind, files) of one part of a spec. Raises UserError for what is missing or is not a source."""
     if part.startswith("demo:"):
-        if part != "demo:emoji":
-            raise UserError(f"there is no {part!r}. {near(part, ['demo:emoji'])}")
-        return "demo", []
+        demo_split(part)
+        return "demo", [Path(part)]
     if not part:
         raise UserError(f"the source has an empty part. Give {_KINDS}; several are joined by '::'")
     if part.lower().startswith(("http://", "https://", "s3://", "gs://", "hf://")):
@@ -171,7 +186,7 @@ def _refuse_ignored(options: Options, kinds: set[str], spec: str) -> None:
 def _read(kind: str, paths: list[Path], options: Options) -> list[Reading]:
     try:
         if kind == "demo":
-            pairs = _open_demo(Options())
+            pairs = _open_demo(paths[0].as_posix(), Options())
             files = sorted({location.path for location in pairs.locations})
             rows = [pairs.row(i) for i in range(len(pairs))]
             return [Reading("demo-emoji", rows, pairs.problems, files)]

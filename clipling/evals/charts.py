@@ -132,6 +132,8 @@ def _of_terms(run: Run, label: str) -> list[Chart]:
         lines, legend = [], []
         for number, name in enumerate(names):
             x, y = _series(run.train, lambda e: e.get("samples_seen"), lambda e, n=name, v=value: v(e, n))
+            if value is _cosine and min(y, default=0) > 0.9999:
+                continue  # the reference itself
             if x:
                 # From the far end of the palette: these are not the colours of the arms.
                 lines.append(Line(x, smooth(y, max(1, len(y) // 40)), COLOURS - 1 - number))

@@ -11,6 +11,7 @@ from clipling.guides.search import EXTRA, Excluded, check_unit, rank_pairs
 
 PROBE_SHARE = 32  # one cell in this many is looked through, at least LEAST_PROBES
 LEAST_PROBES = 16
+LEAST_ROWS = 40  # rows a cell: k-means wants no fewer
 TRAIN_ROWS = 64  # rows a cell from which the cells are learned
 MOST_EXCLUDED = 1000
 
@@ -32,7 +33,7 @@ class FaissSearch:
         self.excluded = Excluded.of(self.owner, links)
         self.spare = min(self.excluded.most, MOST_EXCLUDED)
         self.per_pair = int(np.unique(self.owner, return_counts=True)[1].max(initial=1))
-        cells = max(1, int(4 * np.sqrt(len(columns))))
+        cells = max(1, min(int(4 * np.sqrt(len(columns))), len(columns) // LEAST_ROWS))
         self.index = faiss.IndexIVFFlat(faiss.IndexFlatIP(columns.shape[1]), columns.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
         self.index.cp.max_points_per_centroid = TRAIN_ROWS
         sample = np.random.default_rng(0).permutation(len(columns))[: cells * TRAIN_ROWS]

@@ -97,7 +97,7 @@ def device_text(device: str) -> str:
 # (for, name, features, parameters in M, licence). docs/encoders.md says more; a test holds the two together.
 RECOMMENDED: tuple[tuple[str, str, int, str, str], ...] = (
     ("image, no hub", "efficientnet_lite0", 1280, "3.4", "Apache-2.0"),
-    ("image, small", "timm:mobilenetv4_conv_medium.e500_r256_in1k", 1280, "9.7", "Apache-2.0"),
+    ("image, small", "timm:mobilenetv4_conv_medium.e500_r256_in1k", 1280, "8.4", "Apache-2.0"),
     ("image, small", "timm:vit_small_patch14_reg4_dinov2.lvd142m", 384, "22.1", "Apache-2.0"),
     ("image, strong", "timm:vit_base_patch14_reg4_dinov2.lvd142m", 768, "86.6", "Apache-2.0"),
     ("image, strong", "timm:convnext_base.fb_in22k_ft_in1k", 1024, "87.6", "Apache-2.0"),

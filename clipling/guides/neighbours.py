@@ -104,7 +104,7 @@ def build_table(
 
     features: unit rows [P, d], one a pair; with `owner` int64 [Q] one a caption, of pair owner[i], and the table is by caption.
     rows: the training pairs; only they are queries and neighbours. links: `Pairs.links()`; a pair and those that it shares
-    a class with are never its neighbours. valid: bool [P].
+    a class with are never its neighbours. valid: bool [P]. Pairs that are not valid, and rows of zeros, take no part.
     block: queries in one file while the table is made; the table does not depend on it.
     cap: most pairs that may have one pair as neighbour (`hubness.capped`), at least k.
     folder: where the finished table is looked for and kept; a killed build continues there.
@@ -151,8 +151,12 @@ class _Job:
         self.numbers = np.flatnonzero(usable[of])  # the feature rows that take part
         order = np.argsort(of[self.numbers], kind="stable")  # a search wants its columns sorted by pair
         self.numbers = self.numbers[order]
-        self.of = of[self.numbers]
         self.columns = _gathered(features, self.numbers)
+        # Centring may leave nothing of a row (when all rows are alike), and captions may cancel in their mean.
+        present = (self.columns != 0).any(axis=1)
+        if not present.all():
+            self.numbers, self.columns = self.numbers[present], self.columns[present]
+        self.of = of[self.numbers]
         self.depth = k if cap is None else k + CAPPED_DEPTH
         limit = EXACT_UP_TO.get(device.split(":")[0], EXACT_UP_TO["cpu"])
         self.method = method if method != "auto" else "exact" if len(self.numbers) <= limit else "faiss"

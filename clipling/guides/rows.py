@@ -11,6 +11,7 @@ import numpy as np
 from clipling.errors import UserError
 from clipling.store import atomic_produce
 
+WARM_BYTES = 2**33
 AT_ONCE = 8192  # rows worked on together where all rows are gone through
 
 
@@ -112,7 +113,9 @@ class Rows:
         return Rows(self.shards, self.per_shard, self.index, centre)
 
     def warm(self) -> None:
-        """Reads everything once, so that later reads come from memory."""
+        """Reads everything once, so that later reads come from memory; too much to stay there is left alone."""
+        if sum(shard.nbytes for shard in self.shards) > WARM_BYTES:
+            return
         for shard in self.shards:
             for start in range(0, len(shard), AT_ONCE):
                 shard[start : start + AT_ONCE].max()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clipling.errors import UserError, near
 from clipling.models import towers
 from clipling.models.build import build_model, checked_config
+from clipling.models.convolutions import make_safe
 from clipling.models.tokens import Tokenise, tokenizer
 from clipling.models.vocabulary import RestrictedEmbedding, kept_ids
 
@@ -36,6 +37,7 @@ class Student(nn.Module):
         if "timm_model_name" in self.config["model_cfg"]["vision_cfg"]:
             # Convolutions on CPU are about twice as quick in this layout.
             self.model.visual.to(memory_format=torch.channels_last)
+            make_safe(self.model.visual)
         self.norm = "local"
         self._frozen = {"visual": False, "text": False}
         self._projections_frozen = False

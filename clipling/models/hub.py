@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,13 @@ from torch import Tensor
 
 from clipling.errors import UserError, near
 from clipling.models.build import checked_config, find_text_folder
+from clipling.models.catalogue import zoo_config, zoo_names, zoo_table
 from clipling.models.dual import Student
 from clipling.models.inits import init_image, init_text, load_exactly, read_weights
 from clipling.store import atomic_produce, atomic_write, cache_dir, read_json, write_json
 
-ZOO = Path(__file__).parent / "zoo"
+__all__ = ["new_student", "open_student", "save_student", "zoo_config", "zoo_names", "zoo_table"]
+
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
 WEIGHT_NAMES = (WEIGHTS, "open_clip_pytorch_model.safetensors", "model.safetensors")
@@ -28,18 +29,6 @@ TEXT_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model",
 )  # fmt: skip
-
-
-def zoo_names() -> list[str]:
-    """The names of the untrained students that come with clipling."""
-    return sorted(path.stem for path in ZOO.glob("*.json"))
-
-
-def zoo_config(name: str) -> dict[str, Any]:
-    """The config of one student of the zoo; UserError with near matches for an unknown name."""
-    if name not in zoo_names():
-        raise UserError(f"no student is called {name!r}. {near(name, zoo_names())}")
-    return json.loads((ZOO / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def new_student(

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,24 +85,32 @@ def check_term(
 
     `term` is "file.py:NAME" or "package.module:NAME" of a `Term` class or of a function that makes a term (neither takes
     arguments), or such a class or function itself. `dims`: the sizes of `student`, `image` and `text` features. After a
-    failure of the first check (`values`) the others are not made. Raises UserError when there is no term to check.
+    failure of the first two checks (`values`, `steps`) the others are not made. Raises UserError when there is no term to check.
     """
     if rows < 6 or rows % 2:
         raise ValueError(f"rows={rows}: expected an even number of at least 6")
-    spec, make = _maker(term, dims)
+    spec, source, make = _maker(term, dims)
     torch.manual_seed(seed)
-    case = _Case(make, spec, _source(make()), dims, rows, seed, timeout)
+    case = _Case(make, spec, source, dims, rows, seed, timeout)
     findings = [_try("values", _values, case)]
-    if not findings[0].ok:
+    if findings[0].ok:
+        findings.append(_try("steps", _steps, case))
+    if not findings[-1].ok:
         return findings
     checks = {"gradients": _gradients, "permutation": _permutation, "state": _state, "two processes": _processes}
     if not processes:
         del checks["two processes"]
-    case.state = _trained(case).state_dict()
     return findings + [_try(name, check, case) for name, check in checks.items()]
 
 
-def _maker(term: str | Callable[[], Term], dims: Mapping[str, int]) -> tuple[str | None, Callable[[], Term]]:
+def check_file(file: str) -> dict[str, Any]:
+    """`check_term` of "file.py:NAME" as a program reads it: {"file", "findings": [{"check", "ok", "message"}], "failed"}."""
+    findings = [{"check": found.name, "ok": found.ok, "message": found.detail} for found in check_term(file)]
+    return {"file": file, "findings": findings, "failed": sum(found["ok"] is False for found in findings)}
+
+
+def _maker(term: str | Callable[[], Term], dims: Mapping[str, int]) -> tuple[str | None, Path | None, Callable[[], Term]]:
+    """Its name for another process, its file, and what makes one."""
     found = load_object(term) if isinstance(term, str) else term
     said = term if isinstance(term, str) else getattr(term, "__qualname__", repr(term))
     if not callable(found) or isinstance(found, Term):
@@ -120,7 +129,7 @@ def _maker(term: str | Callable[[], Term], dims: Mapping[str, int]) -> tuple[str
         ) from error
     if not isinstance(made, Term):
         raise UserError(f"{said}() is a {type(made).__name__}: expected a clipling.objectives.term.Term")
-    return (term if isinstance(term, str) else _spec_of(term)), make
+    return (term if isinstance(term, str) else _spec_of(term)), _source(made), make
 
 
 def _spec_of(term: Callable[[], Term]) -> str | None:
@@ -179,19 +188,25 @@ def _scalars(values: object) -> dict[str, float]:
     return {name: value.item() for name, value in values.items()}
 
 
+def _steps(case: _Case) -> str:
+    """A few steps of training go through; the other checks go on from there."""
+    case.state = _trained(case).state_dict()
+    size = sum(value.numel() for value in case.state.values())
+    return f"two steps taken; {len(case.state)} tensors of state, {size} numbers"
+
+
 def _gradients(case: _Case) -> str:
     """They reach every feature in `needs` and every parameter of the term."""
     _, grads = measure(case.term(), case.tensors, case.rows)
     wanted = [name for name in grads if name.startswith(("view.", "term."))]
     for name in wanted:
-        kind, _, rest = name.partition(".")
-        what = f"parameter {rest!r}" if kind == "term" else f"the student's {rest.split('.')[1]} features ({rest})"
+        own, what = name.startswith("term."), _said(name)
         if grads[name] is None:
-            why = "DDP stops on a parameter that is never used" if kind == "term" else "`needs` asks for them"
+            why = "DDP stops on a parameter that is never used" if own else "`needs` asks for them"
             raise _Broken(f"no gradient reaches {what}: {why}")
         if not bool(torch.isfinite(grads[name]).all()):
             raise _Broken(f"the gradient of {what} is not finite")
-        if kind == "view" and not bool(grads[name].any()):
+        if not own and not bool(grads[name].any()):
             raise _Broken(f"the gradient of {what} is zero everywhere")
     own = sum(name.startswith("term.") for name in wanted)
     return f"reach {len(wanted) - own} features and {own} parameters"
@@ -228,9 +243,13 @@ def _processes(case: _Case) -> str:
         both = run(job, 2, case.timeout)
     except (RuntimeError, TimeoutError) as error:
         raise _Broken(str(error)) from error
-    _compare(values, both["values"], "in one process", "as the mean of two")
-    for name, grad in grads.items():
-        _compare({name: grad}, both["grads"], "in one process", "over two", what="gradient of")
+    try:
+        _compare(values, both["values"], "in one process", "as the mean of two")
+        for name, grad in grads.items():
+            _compare({name: grad}, both["grads"], "in one process", "over two", what=f"the gradient of {_said(name)}")
+    except _Broken as broken:
+        hint = "a term returns a mean over its local rows of something that sees all columns"
+        raise _Broken(f"{broken} ({hint})") from None
     return "loss and gradient equal one process"
 
 
@@ -252,20 +271,30 @@ def _learning(term: Term) -> Iterator[Tensor]:
     return (p for p in term.parameters() if p.requires_grad and p.grad is not None)
 
 
+def _said(name: str) -> str:
+    """The gradient's name from `measure` as a user knows it."""
+    kind, _, rest = name.partition(".")
+    if kind == "term":
+        return f"parameter {rest!r}"
+    return f"the student's {rest.split('.')[1]} features ({rest})" if kind == "view" else f"the student's {name}"
+
+
 def _compare(
     one: Mapping[str, Tensor | None],
     other: Mapping[str, Tensor],
     said: str,
     said_other: str,
     tolerance: float = TOLERANCE,
-    what: str = "value",
+    what: str = "",
 ) -> None:
+    """Raises _Broken with the first of `one` that differs from its namesake in `other` by more than `tolerance` of its size."""
     for name, value in one.items():
         twin = other[name]
         value = torch.zeros_like(twin) if value is None else value
         size = max(value.abs().max().item(), twin.abs().max().item(), 1e-6)
         apart = (value - twin).abs().max().item()
         if not apart <= tolerance * size:
+            of = what or f"value {name!r}"
             if value.ndim:
-                raise _Broken(f"{what} {name!r}: differs by {apart:.3g} of {size:.3g} {said} and {said_other}")
-            raise _Broken(f"{what} {name!r}: {value.item():.6g} {said}, {twin.item():.6g} {said_other}")
+                raise _Broken(f"{of} differs by {apart:.3g} of {size:.3g} {said} and {said_other}")
+            raise _Broken(f"{of} is {value.item():.6g} {said}, {twin.item():.6g} {said_other}")

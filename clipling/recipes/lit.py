@@ -12,7 +12,7 @@ def recipe(smoke: bool = False, scale: Literal["cpu", "paper"] = "cpu") -> Recip
     made = clip.recipe(smoke, scale)
     made.name = "lit"
     made.student = StudentSpec(
-        config="efficientnet_lite0_text2",
+        config="efficientnet_lite0_text128",
         init={"image": "efficientnet_lite0"},
         vocabulary="full" if scale == "paper" else "restricted",
     )

@@ -65,7 +65,7 @@ def test_a_log_cut_by_a_kill_and_resumed_is_read(tmp_path):
 def test_folders_that_are_no_finished_runs_are_explained(tmp_path):
     with pytest.raises(UserError, match="not a folder"):
         read_run(tmp_path / "missing")
-    with pytest.raises(UserError, match="no summary.json and no recipe.yaml"):
+    with pytest.raises(UserError, match=r"no summary\.json and no recipe\.yaml"):
         read_run(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: clip")
     with pytest.raises(UserError, match="has not finished"):

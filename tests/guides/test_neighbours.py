@@ -138,6 +138,15 @@ def test_neighbours_by_caption_are_pairs_and_never_the_own_one():
     assert (table.ids != owner[:, None]).all()
 
 
+def test_rows_of_zeros_take_no_part():
+    features = unit_rows(20, 6)
+    features[[2, 11]] = 0
+    table = build_table(features, np.arange(20), no_links(20), np.ones(20, bool), 3)
+    assert (table.ids[[2, 11]] == -1).all()
+    assert not np.isin(table.ids, [2, 11]).any()
+    assert (table.ids[3] >= 0).all()
+
+
 def test_a_permutation_of_the_source_permutes_the_table():
     features = unit_rows(80, 9, 5)
     order = np.random.default_rng(0).permutation(80)

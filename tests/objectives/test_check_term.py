@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from clipling.errors import UserError
-from clipling.objectives.check import check_term
+from clipling.objectives.check import check_file, check_term
 from clipling.objectives.load import load_object
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_term.py"
@@ -39,7 +40,9 @@ def check(tmp_path, body: str, **how):
 
 def test_a_right_term_passes(tmp_path):
     findings = check(tmp_path, GOOD)
-    assert {name: finding.ok for name, finding in findings.items()} == dict.fromkeys(("values", "gradients", "permutation", "state"), True)
+    assert {name: finding.ok for name, finding in findings.items()} == dict.fromkeys(
+        ("values", "steps", "gradients", "permutation", "state"), True
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,12 @@ WRONG = {
         "gradients",
         "no gradient reaches parameter 'spare.weight': DDP",
     ),
+    "setup": (
+        "    def setup(self, dims):\n        self.head = nn.Linear(dims['sound'], 4)\n",
+        "values",
+        "raised KeyError: 'sound' (line 9 of mine.py",
+    ),
+    "after a step": (GOOD + "    def after_step(self, step):\n        self.queue.add_(1)\n", "steps", "no attribute 'queue'"),
     "order": (
         "    def forward(self, batch):\n        v = batch.main\n        return {'mine': (v.image * v.text).sum(1).cumsum(0).mean()}\n",
         "permutation",
@@ -118,10 +127,18 @@ def test_two_processes_tell_right_from_wrong(tmp_path):
     """Negatives of this process only: fine alone, another loss over two."""
     local_only = GOOD.replace("text_all", "text").replace("batch.target", "torch.arange(len(a))")
     findings = check(tmp_path, local_only, processes=True)
-    assert [finding.ok for finding in findings.values()] == [True, True, True, True, False]
+    assert [finding.ok for finding in findings.values()] == [True, True, True, True, True, False]
     assert "in one process" in findings["two processes"].detail
     fixed = check(tmp_path, GOOD, processes=True)["two processes"]
     assert fixed.ok, fixed.detail
+
+
+def test_as_the_command_line_prints_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(HEAD + WRONG["not scalar"][0])
+    result = check_file(f"{path}:Mine")
+    assert result["failed"] == 1
+    assert json.dumps(result["findings"]).count("expected a scalar") == 1
 
 
 def test_a_failing_process_is_explained(tmp_path):

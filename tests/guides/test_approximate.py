@@ -1,0 +1,61 @@
+"""Above the stated size faiss chooses the candidates; its recall is measured, and what it finds is ranked exactly."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from clipling.errors import UserError
+from clipling.guides import neighbours
+from clipling.guides.approximate import recall
+from clipling.guides.neighbours import build_table
+from clipling.guides.rows import unit
+from tests.guides.making import unit_rows
+from tests.guides.test_neighbours import awkward, same
+
+
+def test_recall_counts_what_was_found():
+    found, true = np.array([[1, 2, 3], [4, -1, -1]]), np.array([[3, 1, 9], [-1, -1, -1]])
+    assert recall(found, true) == 2 / 3
+    assert recall(true, true) == 1
+
+
+def test_without_faiss_the_message_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    features, rows, links, valid = awkward(60, 8)
+    with pytest.raises(UserError, match=r"method='exact'.*clipling\[faiss\]"):
+        build_table(features, rows, links, valid, 2, method="faiss")
+
+
+def test_auto_is_a_fixed_choice_by_size(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    features, rows, links, valid = awkward(60, 8)
+    assert build_table(features, rows, links, valid, 2).info["method"] == "exact"
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", {"cpu": 50, "cuda": 50})
+    with pytest.raises(UserError, match="faiss"):
+        build_table(features, rows, links, valid, 2)
+
+
+def test_faiss_finds_most_and_ranks_exactly(tmp_path):
+    pytest.importorskip("faiss")
+    features, rows, links, valid = awkward(4000, 24)
+    # clusters, as real features have them: cells of noise would say nothing
+    centres = unit_rows(60, 24, 1)[np.random.default_rng(0).integers(0, 60, 4000)].astype(np.float32)
+    features = np.where(valid[:, None], unit(centres + 0.4 * unit_rows(4000, 24, 2, np.float32)), 0).astype(np.float16)
+    exact = build_table(features, rows, links, valid, 4)
+    table = build_table(features, rows, links, valid, 4, method="faiss", block=700, folder=tmp_path)
+    assert table.info["method"].startswith("faiss")
+    assert 0.9 < table.info["recall"] <= 1
+    usable = rows[valid[rows]]
+    assert abs(recall(table.ids[usable], exact.ids[usable]) - table.info["recall"]) < 0.03
+    assert not np.isin(table.ids, np.setdiff1d(np.arange(4000), usable)).any()
+    for pair in usable[:300].tolist():
+        found = table.ids[pair][table.ids[pair] >= 0]
+        assert pair not in found
+        assert all(not set(links[pair]) & set(links[other]) for other in found.tolist())
+        dots = (features[found].astype(float) * features[pair].astype(float)).sum(1)
+        assert table.sims[pair][: len(found)].tolist() == dots.tolist()
+        assert found.tolist() == [i for _, i in sorted(zip(-dots, found.tolist()))]
+    assert same(table, build_table(features, rows, links, valid, 4, method="faiss", block=33))
