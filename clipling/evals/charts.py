@@ -63,7 +63,7 @@ def _over_seeds(arms: Sequence[Arm], of: Callable[[Run], Series], average: bool 
     for arm in arms:
         each = [series for series in map(of, arm.runs) if series[0]]
         several = len(each) > 1 and average
-        lines += [Line(x, y, arm.colour, thin=len(each) > 1) for x, y in each]
+        lines += [Line(x, y, arm.colour, thin=several) for x, y in each]
         if several:
             lines.append(Line(*mean_line(each), arm.colour))
     return lines

@@ -47,6 +47,8 @@ class Difference:
     """One metric of an arm minus that of the baseline, over the seeds that both have."""
 
     seeds: Paired
+    ours: float  # mean of the arm over the paired seeds
+    theirs: float  # of the baseline
     low: float | None  # 95 % bootstrap over pairs, both arms on the same queries
     high: float | None
 
@@ -116,12 +118,13 @@ def difference(arm: Arm, baseline: Arm, measured: Mapping[int, Measured]) -> dic
     ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
     found = {}
     for metric in (*METRICS, PRIMARY):
-        seeds = paired([values(r, measured)[metric] for r in ours], [values(r, measured)[metric] for r in theirs])
+        column, against = ([values(r, measured)[metric] for r in runs] for runs in (ours, theirs))
         left, right = _mean_hits(ours, measured, metric), _mean_hits(theirs, measured, metric)
         apart = None
         if left is not None and right is not None:
             apart = [(a - b, unit) for (a, unit), (b, _) in zip(left, right)]
-        found[metric] = Difference(seeds, *_interval(metric, apart))
+        means = float(np.mean(column)), float(np.mean(against))
+        found[metric] = Difference(paired(column, against), *means, *_interval(metric, apart))
     return found
 
 

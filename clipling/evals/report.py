@@ -115,8 +115,20 @@ def _guided(arms: Sequence[Arm], featured: Arm | None, sources: Sources) -> dict
             if run.guides.get("neighbours_sample"):
                 thumbnails = Thumbnails(sources.pairs, sources.pictures and sources.pairs is not None)
                 examples = neighbour_examples(run.guides, sources.pairs, thumbnails)
-                return {"arm": arm, "examples": examples, "hubness": flat(run.guides.get("hubness"))}
+                return {"arm": arm, "examples": examples, "hubness": hubness_lines(run.guides.get("hubness"))}
     return None
+
+
+def hubness_lines(hubness: Any) -> list[str]:
+    """One sentence a feature space about how evenly neighbours are spread (see clipling.guides.hubness)."""
+    lines = []
+    for space, found in (hubness or {}).items():
+        if {"largest", "mean", "never"} <= set(found):
+            lines.append(
+                f"In the {space} space one pair is a neighbour of {found['largest']:,} others ({found['mean']:.1f} on average); "
+                f"{percent(found['never'])} are nobody's neighbour."
+            )
+    return lines
 
 
 def _galleries(sources: Sources, exhibits: Sequence[Exhibit]) -> dict[str, Any] | None:

@@ -68,11 +68,15 @@ def _alone(rows: Sequence[Row], base: Row | None) -> Verdict:
 
 def _compared(best: Row, base: Row) -> Verdict:
     assert best.difference is not None
-    ours, theirs, apart = best.cells[PRIMARY], base.cells[PRIMARY], best.difference[PRIMARY]
+    apart = best.difference[PRIMARY]
     plain = "plain CLIP" if base.arm.kind == "plain" else base.arm.label
     unequal = budgets_differ(best.budget, base.budget)
     points = [_how_sure(apart), _cost(best, base)]
-    numbers = f"{percent(ours.value)} recall@10 against {percent(theirs.value)}"
+    if set(best.arm.seeds) != set(base.arm.seeds):
+        common = sorted(set(best.arm.seeds) & set(base.arm.seeds))
+        shared = f"the seeds that both have ({', '.join(map(str, common))})" if common else "one run of each, as they share no seed"
+        points.append(f"This line is about {shared}; the table shows all.")
+    numbers = f"{percent(apart.ours)} recall@10 against {percent(apart.theirs)}"
     if unequal:
         text = f"{best.arm.label} scores {numbers} of {plain}, but at another budget. This does not show what guidance is worth."
         return Verdict("unequal", "Budgets differ", text, points, ["The budgets differ: " + "; ".join(unequal) + "."])

@@ -88,7 +88,7 @@ def made(toy, tmp_path_factory):
                 root / f"{len(name)}-{seed}", name=name, seed=seed, guide=guide, source=str(toy), student=student, summary=summary
             )
             if guide:
-                content = {"bank": "b", "neighbours_sample": sample, "hubness": {"image": {"largest_in_degree": 4321}}}
+                content = {"bank": "b", "neighbours_sample": sample, "hubness": {"image": {"largest": 4321, "mean": 5, "never": 0.017}}}
                 (run / "guides.json").write_text(json.dumps(content))
             write_result(
                 Result(dataset="shapes", model=name, task=CLASSIFICATION, metrics={"acc1": 0.4217}, size={"images": 9, "classes": 3}),
@@ -121,7 +121,17 @@ def test_page_shows_the_numbers_of_the_runs(made):
         assert f"{100 * cell['low']:.1f}–{100 * cell['high']:.1f}" in text
     difference = result["rows"][1]["difference"]["t2i_recall@10"]["seeds"]["values"]
     assert difference == pytest.approx([values[2] - values[0], values[3] - values[1]])
-    for shown in ("6,400", "1.23 M", "0.35 M", "42.2", "4321", "2.99.1", pairs.fingerprint, result["verdict"].splitlines()[0]):
+    for shown in (
+        "6,400",
+        "1.23 M",
+        "0.35 M",
+        "42.2",
+        "4,321 others",
+        "1.7 % are nobody",
+        "2.99.1",
+        pairs.fingerprint,
+        result["verdict"].splitlines()[0],
+    ):
         assert shown in text
 
 

@@ -43,6 +43,13 @@ def test_a_gain_within_the_spread_is_none(tmp_path):
     assert "not more than twice its spread over 3 seeds" in made["verdict"]
 
 
+def test_seeds_that_only_one_arm_has_are_left_out_of_the_first_line(tmp_path):
+    made = compared(tmp_path, *seeds("clip", [0.20, 0.21, 0.9]), *seeds("ping", [0.30, 0.311], guide=GUIDE))
+    assert made["verdict"].startswith("ping beats plain CLIP at the same budget: 34.0 % recall@10 against 24.0 %.")
+    assert "the seeds that both have (0, 1)" in made["verdict"]
+    assert made["rows"][0]["metrics"]["recall@10"]["value"] == pytest.approx((0.20 + 0.21 + 0.9) / 3 + 0.035)
+
+
 def test_a_loss_is_said(tmp_path):
     made = compared(tmp_path, *seeds("clip", [0.30, 0.31]), *seeds("ping", [0.20, 0.211], guide=GUIDE))
     assert made["tone"] == "loss"

@@ -54,12 +54,12 @@ def pictures(n: int, size: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def tokens(n: int, length: int = 77, longest: int = 40, seed: int = 0) -> Tensor:
-    """Token ids [n, length] as CLIP's tokenizer makes them: start, 0 to `longest` words, end, zeros."""
+def tokens(n: int, length: int = 77, longest: int = 40, seed: int = 0, vocabulary: int = 49408) -> Tensor:
+    """Token ids [n, length] as CLIP's tokenizer makes them: start, 0 to `longest` words, end (the last id), zeros."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.zeros(n, length, dtype=torch.int64)
     for row in rows:
         words = int(torch.randint(0, min(longest, length - 2) + 1, (1,), generator=generator))
-        row[0], row[words + 1] = 49406, 49407
-        row[1 : words + 1] = torch.randint(0, 49406, (words,), generator=generator)
+        row[0], row[words + 1] = vocabulary - 2, vocabulary - 1
+        row[1 : words + 1] = torch.randint(0, vocabulary - 2, (words,), generator=generator)
     return rows

@@ -1,0 +1,115 @@
+"""Every recipe runs one step on a toy source; files of recipes say what they say; users' files work from outside."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from clipling.errors import UserError
+from clipling.recipe import from_yaml, load_recipe, recipe_names, to_dict, to_yaml, with_settings
+from clipling.run import train
+from tests.toy import toy_folder
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return toy_folder(tmp_path_factory.mktemp("toy") / "pairs", count=48)
+
+
+def test_the_recipes_of_the_package():
+    assert recipe_names() == ["a_ping", "clip", "lit", "ping"]
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_survives_its_file(name, scale, tmp_path):
+    recipe = load_recipe(name, scale=scale)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(to_yaml(recipe))
+    assert from_yaml(path) == recipe
+    assert yaml.safe_load(to_yaml(recipe))["name"] == name
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_runs_one_step(name, toy, tmp_path):
+    recipe = with_settings(load_recipe(name, smoke=True), {"data.source": str(toy), "data.limit": None, "optimiser.batch": 16})
+    summary = train(recipe, tmp_path / "run", quiet=True)
+    assert summary["steps"] == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    step = next(line for line in lines if line["kind"] == "train")
+    if name in ("ping", "a_ping"):
+        assert {"ping/self", "ping/nn", "ping/xnn"} <= step["terms"].keys()
+        guides = json.loads((tmp_path / "run" / "guides.json").read_text())
+        assert guides["licences"]
+        keys = {k for s in guides["neighbours_sample"] for k in s["image_neighbours"] + s["text_neighbours"]}
+        assert keys
+    assert abs(step["loss"] - sum(step["terms"].values())) < 1e-3
+
+
+def test_smoke_and_scale_are_refused_for_a_file(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(to_yaml(load_recipe("clip")))
+    with pytest.raises(UserError, match="--smoke"):
+        load_recipe(str(path), smoke=True)
+
+
+MINE = '''
+import torch
+from clipling.objectives.term import Batch, Term
+from clipling.recipe import Recipe, TermSpec
+from clipling.recipes import clip
+
+
+class Spread(Term):
+    def __init__(self, power: float = 2.0):
+        super().__init__()
+        self.power = power
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        gram = batch.main.image @ batch.main.image_all.T
+        return {"spread": (self.power * gram).exp().mean(dim=1).log().mean()}
+
+
+def recipe(smoke: bool = False) -> Recipe:
+    made = clip.recipe(smoke)
+    made.name = "mine"
+    made.objective["spread"] = TermSpec(use="FILE:Spread", weight=0.1, options={"power": 3.0})
+    return made
+
+
+def broken() -> Recipe:
+    return 1 / 0
+
+
+def other() -> int:
+    return 3
+'''
+
+
+def test_a_recipe_and_a_term_from_outside_the_package(toy, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(MINE.replace("FILE", str(path)))
+    recipe = with_settings(load_recipe(f"{path}:recipe", smoke=True), {"data.source": str(toy), "data.limit": None})
+    summary = train(recipe, tmp_path / "run", quiet=True)
+    assert summary["name"] == "mine"
+    for name, message in (("broken", "ZeroDivisionError"), ("other", "returned int"), ("recip", "recipe")):
+        with pytest.raises(UserError, match=message):
+            load_recipe(f"{path}:{name}")
+    with pytest.raises(UserError, match="takes no 'scale'"):
+        load_recipe(f"{path}:recipe", scale="paper")
+    changed = to_dict(recipe)
+    changed["objective"]["spread"]["options"] = {"pwer": 1}
+    with pytest.raises(UserError, match="power"):
+        train(with_settings(recipe, {"objective.spread.options": {"pwer": 1.0}}), tmp_path / "other", quiet=True)
+
+
+def test_a_guide_that_nothing_uses_and_a_term_without_a_guide(toy, tmp_path):
+    ping = with_settings(load_recipe("ping", smoke=True), {"data.source": str(toy)})
+    with pytest.raises(UserError, match="has no guide"):
+        train(with_settings(ping, {"guide": None}), tmp_path / "a", quiet=True)
+    with pytest.raises(UserError, match="no term of the objective uses"):
+        train(with_settings(ping, {"objective.ping.weight": {"self": 0.0, "nn": 0.0, "xnn": 0.0}}), tmp_path / "b", quiet=True)
+    with pytest.raises(UserError, match="nnn"):
+        train(with_settings(ping, {"objective.ping.weight": {"nnn": 1.0}}), tmp_path / "c", quiet=True)
