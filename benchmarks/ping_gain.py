@@ -23,6 +23,7 @@ import clipling
 from clipling.assess import assess
 from clipling.data.source import open_pairs
 from clipling.guides.bank import bank_for
+from clipling.models.hub import zoo_config
 from clipling.store import read_json, write_json
 
 TRAIN = str(FLICKR / "train-{00000..00005}.tar")
@@ -30,7 +31,6 @@ TUNE_TRAIN = str(FLICKR / "train-{00000..00004}.tar")
 TUNE_VAL = str(FLICKR / "train-00005.tar")
 DEV = str(FLICKR / "dev-00000.tar")
 METRICS = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
-AT_ONCE = 2
 SEEDED = ("clip", "random", "self", "nn+xnn", "self+nn+xnn")
 
 # Common to all arms, tuned for `clip` (see results/ping_gain_tuning.json).
@@ -54,21 +54,31 @@ def weights(**parts: float) -> dict[str, Any]:
     return {"objective.ping.weight": {"self": 0.0, "nn": 0.0, "xnn": 0.0, **{k: v * WEIGHT for k, v in parts.items()}}}
 
 
+def at_64_px(name: str) -> str:
+    """A student of the zoo that sees the pixels that the other arms see: the path of its config."""
+    path = RUNS / "ping_gain" / f"{name}_64.json"
+    config = zoo_config(name)
+    config["model_cfg"]["vision_cfg"]["image_size"] = config["preprocess_cfg"]["size"] = 64
+    if not path.is_file():
+        write_json(path, config)
+    return str(path)
+
+
 def arms() -> dict[str, tuple[str, dict[str, Any]]]:
     """Each arm: a recipe of the package and what it changes."""
     both = {"nn": 1.0, "xnn": 1.0}
-    pretrained = {"student.config": "efficientnet_lite0_minilm", "student.vocabulary": "full"}
+    pretrained = {"student.config": at_64_px("efficientnet_lite0_minilm"), "student.vocabulary": "full"}
     return {
         "clip": ("clip", {}),
         "clip_pretrained": ("clip", {**pretrained, "student.init": {"image": "efficientnet_lite0", "text": "all-MiniLM-L6-v2"}}),
-        "lit": ("lit", {"student.config": "efficientnet_lite0_text128"}),
+        "lit": ("lit", {"student.config": at_64_px("efficientnet_lite0_text128")}),
         "self": ("ping", {**GUIDANCE, **weights(self=1.0)}),
         "random": ("ping", {**GUIDANCE, **weights(**both), "guide.control": "random"}),
         "nn": ("ping", {**GUIDANCE, **weights(nn=1.0)}),
         "xnn": ("ping", {**GUIDANCE, **weights(xnn=1.0)}),
         "nn+xnn": ("ping", {**GUIDANCE, **weights(**both)}),
         "self+nn+xnn": ("ping", {**GUIDANCE, **weights(self=1.0, **both)}),
-        "a_ping": ("a_ping", {**GUIDANCE, **weights(**both), "guide.views": 3}),
+        "a_ping": ("a_ping", {**GUIDANCE, **weights(**both), "guide.views": 2}),
     }
 
 
@@ -136,14 +146,14 @@ def as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
 
 
-def in_parallel(jobs: list[list[str]]) -> None:
+def in_parallel(jobs: list[list[str]], at_once: int) -> None:
     """Runs this script once a job, two at a time, one thread each: faster on two cores than one run with two threads."""
 
     def call(arguments: list[str]) -> None:
         done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.DEVNULL)
         print("done" if done.returncode == 0 else "FAILED", *arguments, flush=True)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(call, jobs))
 
 
@@ -162,9 +172,13 @@ def collect() -> None:
             if arm != other and other in result["arms"]:
                 result["paired"][f"{arm} - {other}"] = differences(values, result["arms"][other])
     result["budget"] = "same samples seen" if plain else ""
-    result["settings"] = {arm: dict(settings_of(arm)[1]) for arm in arms()}
+    result["settings"] = {arm: without_paths(settings_of(arm)[1]) for arm in arms()}
     print(save(result).name)
     show(result)
+
+
+def without_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: Path(v).name if str(v).endswith(".json") else v for k, v in settings.items()}
 
 
 def gather(found: list[Path]) -> dict[str, list[Any]]:
@@ -201,13 +215,14 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--collect", action="store_true", help="only gather what is finished")
     parser.add_argument("--tune", nargs="*", metavar="NAME", help=f"settings to measure: {', '.join(TUNING)}")
+    parser.add_argument("--at-once", type=int, default=2, help="runs that go on at a time, one thread each")
     parser.add_argument("--one-tune", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one_tune:
         tune_one(given.one_tune)
         return
     if given.tune is not None:
-        in_parallel([["--one-tune", name] for name in given.tune or TUNING])
+        in_parallel([["--one-tune", name] for name in given.tune or TUNING], given.at_once)
         collect_tuning()
         return
     if given.one:
@@ -216,7 +231,8 @@ def main() -> None:
     if not given.collect:
         wanted = given.arms.split(",")
         seeds = {a: given.seeds.split(",") if given.seeds else ["0", "1", "2"] if a in SEEDED else ["0"] for a in wanted}
-        in_parallel([["--one", arm, seed] for arm in wanted for seed in seeds[arm]])
+        jobs = [(seed, ["--one", arm, seed]) for arm in wanted for seed in seeds[arm]]
+        in_parallel([job for _, job in sorted(jobs, key=lambda j: j[0])], given.at_once)
     collect()
 
 

@@ -24,7 +24,7 @@ TEST = "demo:emoji/test"
 COMMON = {
     "data.source": SOURCE,
     "objective.clip.options": {"same": "positive"},
-    "student.config": "mobilenetv3_small_64",
+    "student.config": "mobilenetv3_small_64_text128",
     "data.workers": 1,
     "data.crop": [0.6, 1.0],
     "optimiser.batch": 256,
@@ -47,7 +47,8 @@ def walk(out: Path, *, epochs: float, seed: int, resume: bool, overwrite: bool, 
     runs = []
     for number, name in ((2, "clip"), (3, "ping")):
         say(f"{number}/4  {name}", WHAT[name])
-        recipe = with_settings(load_recipe(name), {**COMMON, "stages.0.epochs": epochs, "seed": seed})
+        own = {"guide.image_size": 128} if name == "ping" else {}  # drawings of 72 px: more pixels show no more
+        recipe = with_settings(load_recipe(name), {**COMMON, **own, "stages.0.epochs": epochs, "seed": seed})
         train(recipe, out / name, resume=resume, overwrite=overwrite, quiet=quiet)
         runs.append(out / name)
     say("4/4  test", "on drawings of concepts that neither student has seen.")

@@ -57,7 +57,9 @@ def test_the_engine_imports_no_evaluator():
 
 def test_torch_distributed_is_known_to_one_file():
     knowing = {
-        str(p.relative_to(PACKAGE)) for p in files() if "torch.distributed" in p.read_text(encoding="utf-8").replace("torch.distributed.run", "")
+        str(p.relative_to(PACKAGE))
+        for p in files()
+        if "torch.distributed" in p.read_text(encoding="utf-8").replace("torch.distributed.run", "")
     }
     # objectives/worker.py is the two-process check of a user's own term, which runs without the engine.
     assert knowing <= {"engine/runtime.py", "objectives/worker.py", "objectives/check.py"}

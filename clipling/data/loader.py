@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from dataclasses import dataclass
 from typing import Protocol
@@ -139,6 +140,10 @@ def loader(batches: TrainBatches, first_step: int, last_step: int, workers: int 
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group: the trainer ends its step and saves, and needs its workers until then. A worker whose
+    # parent is gone ends by itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _check(rows: np.ndarray, offsets: np.ndarray, pictures: int, captions: int, batch: int, world: int) -> None:

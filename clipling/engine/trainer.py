@@ -33,8 +33,11 @@ Evaluator = Callable[[Student], Iterable[tuple[str, float]]]
 CHECKPOINT_SECONDS = 300.0
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM; the state was saved first."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(f"The state of step {step} is saved in {folder}: the same command with --resume goes on from there.")
 
 
 @dataclass
@@ -177,7 +180,7 @@ class Trainer:
         if step % self.per_epoch == 0 or done or stop or self.job.runtime.any(late):
             self._save()
         if stop and not done:
-            raise Interrupted
+            raise Interrupted(self.job.folder, step)
 
     def _evaluate(self) -> dict[str, float]:
         """Metrics on val of the weights that would be shipped; the best weights are kept beside the checkpoints."""

@@ -75,20 +75,21 @@ def _compared(best: Row, base: Row) -> Verdict:
     if set(best.arm.seeds) != set(base.arm.seeds):
         common = sorted(set(best.arm.seeds) & set(base.arm.seeds))
         shared = f"the seeds that both have ({', '.join(map(str, common))})" if common else "one run of each, as they share no seed"
-        points.append(f"This line is about {shared}; the table shows all.")
+        points.append(f"The comparison is over {shared}; the table shows all.")
     numbers = f"{percent(apart.ours)} recall@10 against {percent(apart.theirs)}"
     if unequal:
         text = f"{best.arm.label} scores {numbers} of {plain}, but at another budget. This does not show what guidance is worth."
         return Verdict("unequal", "Budgets differ", text, points, ["The budgets differ: " + "; ".join(unequal) + "."])
+    terms = "at the same budget" if len(apart.seeds.values) > 1 else "at the same budget, on one seed"
     match apart.reading:
         case "better":
-            text = f"{best.arm.label} beats {plain} at the same budget: {numbers}."
+            text = f"{best.arm.label} beats {plain} {terms}: {numbers}."
             return Verdict("gain", "Guidance helps here", text, points)
         case "worse":
-            text = f"{best.arm.label} is worse than {plain} at the same budget: {numbers}."
+            text = f"{best.arm.label} is worse than {plain} {terms}: {numbers}."
             return Verdict("loss", "Guidance hurts here", text, points)
         case "unclear":
-            text = f"No difference is shown between {best.arm.label} and {plain} at the same budget: {numbers}."
+            text = f"No difference is shown between {best.arm.label} and {plain} {terms}: {numbers}."
             return Verdict("unclear", "No difference shown", text, points)
         case _:
             text = f"{best.arm.label} scores {numbers} of {plain}; with one seed and no interval, this is not a result yet."

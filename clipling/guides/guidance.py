@@ -134,7 +134,7 @@ class BankGuide:
         """int64 [N]: of the captions of each of `ids` the row nearest to `own` [N, d_T]."""
         count = self.bank.offsets[ids + 1] - self.bank.offsets[ids]
         rows, query = caption_rows(self.bank.offsets, ids), np.repeat(np.arange(len(ids)), count)
-        near = np.einsum("md,md->m", self.bank.text[rows].astype(np.float32), own.astype(np.float32)[query])
+        near = (torch.from_numpy(self.bank.text[rows]).float() * torch.from_numpy(own).float()[query]).sum(dim=1).numpy()
         best = np.lexsort((rows, -near, query))
         return rows[best[np.cumsum(count) - count]]
 

@@ -60,9 +60,9 @@ class BankRows:
         """
         rows = np.asarray(rows, dtype=np.int64)
         rows = rows[self.valid[rows]]
-        image, text = self.image.centred(rows), self.text.centred(caption_rows(self.offsets, rows))
-        views = None if self.views is None else replace(self.views, centre=image.centre)
-        return replace(self, image=image, text=text, views=views)
+        mean = self.image.mean(rows)
+        image, text = self.image.less(mean), self.text.less(self.text.mean(caption_rows(self.offsets, rows)))
+        return replace(self, image=image, text=text, views=None if self.views is None else self.views.less(mean))
 
     def warm(self) -> None:
         """Reads the features once, so that look-ups come from memory."""

@@ -38,6 +38,8 @@ class Student(nn.Module):
             # Convolutions on CPU are about twice as quick in this layout.
             self.model.visual.to(memory_format=torch.channels_last)
             make_safe(self.model.visual)
+        # What never learns in any mode: open_clip's fixed sine-cosine positions.
+        self._fixed = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
         self.norm = "local"
         self._frozen = {"visual": False, "text": False}
         self._projections_frozen = False
@@ -146,6 +148,8 @@ class Student(nn.Module):
             if frozen and not projections:
                 for part in towers.projection(tower):
                     part.requires_grad_(True)
+        for name in self._fixed:
+            self.model.get_parameter(name).requires_grad_(False)
         self.train(self.training)
 
     def set_norm(self, norm: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from clipling.models.build import checked_config, find_text_folder
 from clipling.models.catalogue import zoo_config, zoo_names, zoo_table
 from clipling.models.dual import Student
 from clipling.models.inits import init_image, init_text, load_exactly, read_weights
-from clipling.store import atomic_produce, atomic_write, cache_dir, read_json, write_json
+from clipling.store import atomic_produce, atomic_write, cache_dir, disk_error, read_json
 
 __all__ = ["new_student", "open_student", "save_student", "zoo_config", "zoo_names", "zoo_table"]
 
@@ -92,8 +93,12 @@ def save_student(student: Student, folder: Path | str, card: str | None = None) 
     folder = Path(folder)
     state = student.stock_state()
     config = folder / CONFIG
-    if config.is_file() and read_json(config) != student.config:
-        config.unlink()  # a kill in between must not leave the new weights with the old config
+    content = json.dumps(student.config, indent=2) + "\n"
+    if config.is_file() and config.read_text(encoding="utf-8", errors="replace") != content:
+        try:
+            config.unlink()  # a kill in between must not leave the new weights with the old config
+        except OSError as error:
+            raise disk_error(error, config) from error
     atomic_produce(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
     if student.text_folder is not None and student.text_folder.resolve() != folder.resolve():
         for name in TEXT_FILES:
@@ -102,7 +107,7 @@ def save_student(student: Student, folder: Path | str, card: str | None = None) 
                 atomic_produce(folder / name, lambda path, source=source: shutil.copyfile(source, path))
     if card is not None:
         atomic_write(folder / "README.md", card)
-    write_json(config, student.config)
+    atomic_write(config, content)
 
 
 def open_student(spec: str | Path) -> Student:

@@ -144,7 +144,7 @@ def init_text(student: Student, spec: str) -> None:
     state = read_weights(folder / "model.safetensors")
     # Checkpoints differ in whether they keep these: a constant, and a pooler that sentence encoders do not use.
     state = {name: value for name, value in state.items() if name != "embeddings.position_ids"}
-    load_exactly(tower.transformer, state, spec, free=("pooler.",) if not hasattr(tower.transformer, "pooler") else ())
+    load_exactly(tower.transformer, state, spec, free=("pooler.",) if getattr(tower.transformer, "pooler", None) is None else ())
 
 
 def _part(state: State, prefix: str) -> State:

@@ -16,6 +16,7 @@ Tokenise = Callable[[list[str]], Tensor]
 
 SOT, EOT = 49406, 49407
 BYTE_IDS = 512  # the first ids of CLIP's table: each byte, then each byte that ends a word
+MOST_WORDS = 500_000  # remembered, about 100 MB
 
 
 @cache
@@ -49,6 +50,8 @@ class ClipTokens:
         for word in regex.findall(self.stock.pat, self._clean(text)):
             known = self.words.get(word)
             if known is None:
+                if len(self.words) >= MOST_WORDS:
+                    self.words.clear()
                 letters = "".join(self.stock.byte_encoder[b] for b in word.encode("utf-8"))
                 known = self.words[word] = [self.stock.encoder[part] for part in self.stock.bpe(letters).split(" ")]
             ids.extend(known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from clipling.errors import UserError
 
@@ -26,7 +26,7 @@ def train(
     image_column: str | None = None,
     caption_column: str | None = None,
     group: str | None = None,
-    set: Annotated[tuple[str, ...], "settings"] = (),
+    set: Annotated[tuple[tuple[str, ...], ...], UseAppendAction] = (),
     scale: str = "cpu",
     smoke: bool = False,
     resume: bool = False,
@@ -51,7 +51,7 @@ def train(
         image_column: Column of the picture's path, when it cannot be guessed.
         caption_column: Column of the caption, when it cannot be guessed.
         group: Column that names a product; its pairs stay on one side of the split.
-        set: Any setting of the recipe, for example --set objective.ping.weight.nn=0.5 optimiser.ema=0.99.
+        set: Settings of the recipe, for example --set objective.ping.weight.nn=0.5 optimiser.ema=0.99 (may be repeated).
         scale: cpu (minutes on two cores) or paper.
         smoke: One step of a tiny student, to see that everything fits together.
         resume: Continue the run in --out where it stopped.
@@ -85,7 +85,7 @@ def train(
     if epochs is not None and len(made.stages) > 1:
         raise UserError("--epochs: the recipe has several stages. Use --set stages.0.epochs=...")
     made = with_settings(made, {k: v for k, v in settings.items() if v is not None})
-    made = with_settings(made, dict(parse_setting(s) for s in set))
+    made = with_settings(made, dict(parse_setting(s) for s in flat(set)))
     out = out or Path("runs") / made.name
     set_threads(threads)
     if seeds is None:
@@ -95,6 +95,11 @@ def train(
         each = with_settings(made, {"seed": number})
         summaries[number] = run(each, out / f"seed-{number}", resume=resume, overwrite=overwrite, quiet=json)
     return {"name": made.name, "seeds": summaries}
+
+
+def flat(settings: tuple[tuple[str, ...] | str, ...]) -> list[str]:
+    """`--set a=1 b=2 --set c=3`, and from Python set=("a=1", "b=2")."""
+    return [s for group in settings for s in ((group,) if isinstance(group, str) else group)]
 
 
 def parse_seeds(text: str) -> list[int]:

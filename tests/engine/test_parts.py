@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -44,7 +45,7 @@ def test_rate_follows_warm_up_then_half_cosine():
     assert rates[14] == pytest.approx(0.5)
     assert rates[42] == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi * 28 / 56)))
     assert rates[69] < 0.5 * 1e-2
-    assert all(a >= b for a, b in zip(rates[14:], rates[15:]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[14:]))
 
 
 def test_spans_follow_each_other_and_stop_at_the_most():

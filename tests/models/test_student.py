@@ -45,7 +45,7 @@ def test_stock_open_clip_opens_it_with_equal_embeddings(tmp_path, config, vocabu
         ):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
         assert torch.equal(student.logit_scale, stock.logit_scale)
-    assert preprocess.transforms[-1].mean == tuple(student.preprocess_cfg["mean"])
+    assert list(preprocess.transforms[-1].mean) == student.preprocess_cfg["mean"]
 
 
 def test_normalise_is_what_stock_preprocessing_does():
@@ -175,3 +175,23 @@ def test_norm_mistakes():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="CUDA"):
             student.set_norm("sync")
+
+
+def test_fixed_positions_stay_fixed():
+    config = tiny()
+    config["model_cfg"]["vision_cfg"]["pos_embed_type"] = "sin_cos_2d"
+    student = new_student(config)
+    for image in (True, False):
+        student.freeze(image=image)
+        assert not student.model.visual.positional_embedding.requires_grad
+    assert student.model.visual.class_embedding.requires_grad
+
+
+def test_bfloat16_autocast_gives_unit_rows_in_fp32():
+    student = new_student(small_conv())
+    with torch.autocast("cpu", torch.bfloat16):
+        image = student.encode_image(student.normalise(pictures(4, 32)))
+        text = student.encode_text(tokens(4))
+    for rows in (image, text):
+        assert rows.dtype == torch.float32
+        torch.testing.assert_close(rows.norm(dim=-1), torch.ones(4))

@@ -17,7 +17,7 @@ from tests.models import making
 
 VOCABULARY = 300
 tokens = partial(making.tokens, vocabulary=VOCABULARY)
-SIZES = dict(context_length=77, vocab_size=VOCABULARY, width=64, heads=2, layers=3, output_dim=32)
+SIZES = {"context_length": 77, "vocab_size": VOCABULARY, "width": 64, "heads": 2, "layers": 3, "output_dim": 32}
 
 
 def made(**changes) -> TextTransformer:
@@ -54,14 +54,14 @@ def test_cut_and_grouped_equals_uncut(rows):
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(ls_init_value=0.3),
-        dict(pool_type="eos", eos_id=VOCABULARY - 1),
-        dict(pool_type="first"),
-        dict(proj_bias=True),
-        dict(qk_norm=True, scale_fc=True),  # open_clip's other kind of block
-        dict(layers=1),
-        dict(output_dim=32, proj_type="none", width=32),
-        dict(output_tokens=True),
+        {"ls_init_value": 0.3},
+        {"pool_type": "eos", "eos_id": VOCABULARY - 1},
+        {"pool_type": "first"},
+        {"proj_bias": True},
+        {"qk_norm": True, "scale_fc": True},  # open_clip's other kind of block
+        {"layers": 1},
+        {"output_dim": 32, "proj_type": "none", "width": 32},
+        {"output_tokens": True},
     ],
 )
 def test_every_causal_tower(changes):
@@ -109,7 +109,7 @@ def test_a_masked_tower_is_cut():
 
 @pytest.mark.parametrize("pooler", ["mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler"])
 def test_bert_towers_are_cut(tmp_path, pooler):
-    shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, vocab_size=200)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 200}
     BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(tmp_path)
     torch.manual_seed(0)
     tower = HFTextEncoder(str(tmp_path), 32, pooler_type=pooler, proj_type="linear", pretrained=False)

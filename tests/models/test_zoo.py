@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from clipling.errors import UserError
-from clipling.models.catalogue import zoo_config, zoo_names, zoo_sizes, zoo_table
+from clipling.models import catalogue
+from clipling.models.catalogue import zoo_config, zoo_names, zoo_sizes
 from clipling.models.convolutions import unsafe
 from clipling.models.hub import new_student
 from tests.models.making import CAPTIONS, pictures
@@ -24,6 +25,7 @@ SIZES = {
     "mobilenetv3_large_160": (4_693_936, 10_824_576, 18_972_672),
     "repvit_m0_9_160": (5_015_008, 10_824_576, 18_972_672),
     "fastvit_t8_192": (3_552_528, 10_824_576, 18_972_672),
+    "efficientnet_lite0_text128": (3_698_944, 439_424, 6_324_224),
     "efficientnet_lite0_minilm": (3_698_944, 10_943_232, 11_720_448),
     "vit_xs_16": (8_276_992, 10_873_728, 18_972_672),
     "vit_s_16": (21_862_656, 21_520_512, 18_972_672),
@@ -77,11 +79,18 @@ def test_configs_say_what_open_clip_needs():
             assert model["vision_cfg"]["timm_proj"] is None, name
 
 
-def test_table_is_sorted_and_printable():
-    table = zoo_table()
+def test_table_is_sorted_and_printable(monkeypatch):
+    def sizes(name):
+        if name == "vit_s_16":
+            raise UserError("not installed")
+        image, text, rows = SIZES[name]
+        return {"image": image, "text": text, "token_rows": rows, "total_without_token_rows": image + text}
+
+    monkeypatch.setattr(catalogue, "zoo_sizes", sizes)
+    table = catalogue.zoo_table()
     assert all(len(row) == len(table["header"]) and all(isinstance(cell, str) for cell in row) for row in table["rows"])
-    assert table["rows"][0][0] == "tiny_vit_32"
-    assert table["rows"][0][3:] == ["0.43", "0.08", "3.16"]
+    assert table["rows"][0] == ["tiny_vit_32", "32", "64", "0.43", "0.08", "3.16"]
+    assert table["rows"][-1] == ["vit_s_16", "224", "512", "?", "?", "?"]
 
 
 def test_unknown_names():

@@ -55,7 +55,7 @@ def test_smoke_and_scale_are_refused_for_a_file(tmp_path):
         load_recipe(str(path), smoke=True)
 
 
-MINE = '''
+MINE = """
 import torch
 from clipling.objectives.term import Batch, Term
 from clipling.recipe import Recipe, TermSpec
@@ -85,7 +85,7 @@ def broken() -> Recipe:
 
 def other() -> int:
     return 3
-'''
+"""
 
 
 def test_a_recipe_and_a_term_from_outside_the_package(toy, tmp_path):

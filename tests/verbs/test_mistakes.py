@@ -198,7 +198,10 @@ def small_disk(tmp_path):
     """A tmpfs of 2 MB."""
     place = tmp_path / "disk"
     place.mkdir()
-    if sys.platform != "linux" or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True).returncode:
+    if (
+        sys.platform != "linux"
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True).returncode
+    ):
         pytest.skip("cannot mount a small disk here")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=False)
@@ -217,6 +220,8 @@ def test_a_recipe_file_with_mistakes_lists_all_of_them(toy, tmp_path, capsys):
     message = refused(capsys, "train", path, "--data", toy, "--out", tmp_path / "run")
     assert "batsh" in message
     assert "sed" in message
-    path.write_text("base: clip\nname: mine\noptimiser: {batch: 16}\nstages: [{epochs: 1}]\nstudent: {config: tiny_vit_32}\ndata: {workers: 0}\n")
+    path.write_text(
+        "base: clip\nname: mine\noptimiser: {batch: 16}\nstages: [{epochs: 1}]\nstudent: {config: tiny_vit_32}\ndata: {workers: 0}\n"
+    )
     assert call(capsys, "train", path, "--data", toy, "--out", tmp_path / "run", "--threads", "1")[0] == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["name"] == "mine"

@@ -1,0 +1,37 @@
+"""Every example is short, and runs (one step) from a folder that is not the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.toy import toy_folder
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
+SMALL = ["max_steps=1", "optimiser.batch=16", "data.workers=0"]
+TINY = ["student.config=tiny_vit_32", *SMALL]
+GUIDED = [*TINY, "guide.image_size=64"]
+ARGUMENTS = {
+    "train_clip": ["toy", "out", *TINY],
+    "train_ping": ["toy", "out", "0,1", *TINY],
+    "train_a_ping": ["toy", "out", "online", *GUIDED],
+    "train_lit": ["toy", "out", *SMALL],
+    "own_term": [],
+}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_an_example_is_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_an_example_runs(path, tmp_path):
+    toy_folder(tmp_path / "toy", count=48)
+    done = subprocess.run([sys.executable, str(path), *ARGUMENTS[path.stem]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()
