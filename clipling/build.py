@@ -7,18 +7,15 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from clipling.data.pairs import Pairs
-from clipling.data.pixels import Pixels
 from clipling.data.views import Augment
 from clipling.errors import UserError, near
 from clipling.evals.evaluators import Retrieval
-from clipling.guides.active import ActiveGuide, OnlineQueries, ViewQueries
-from clipling.guides.bank import Bank, BankRows, bank_for
-from clipling.guides.encoders import open_image_encoder
-from clipling.guides.guidance import BankGuide, open_tables
+from clipling.guides.bank import Bank, bank_for
+from clipling.guides.guidance import BankGuide
+from clipling.guides.open import open_guide
 from clipling.guides.progress import Progress, ShowProgress, silent
 from clipling.models.dual import Student
 from clipling.models.hub import new_student, open_student
@@ -108,27 +105,22 @@ def make_guide(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, qu
         return None
     progress = silent if quiet else ShowProgress()
     folder = bank_folder(recipe, source, train, augment, progress)
-    bank = Bank.open(folder).join(train)
-    every = np.arange(len(train), dtype=np.int64)
-    if spec.centre:
-        bank = bank.centred(every)
-    bank.warm()
-    tables = open_tables(
-        bank,
+    return open_guide(
         train,
-        every,
-        tables_folder(folder, train, spec),
+        folder,
         k=spec.k,
         cap=spec.max_in_degree,
+        centre=spec.centre,
         query=spec.query,
+        caption=spec.caption,
+        control=spec.control,
+        active=spec.active,
+        augment=augment,
+        seed=recipe.seed,
+        spaces=tuple(sorted(n.removeprefix("neighbours.") for n in needs(recipe) if n.startswith("neighbours."))),
+        tables=tables_folder(folder, train, spec),
         progress=progress,
     )
-    options = {"k": spec.k, "control": spec.control, "caption": spec.caption, "seed": recipe.seed, "links": train.links()}
-    options["spaces"] = sorted(n.removeprefix("neighbours.") for n in needs(recipe) if n.startswith("neighbours."))
-    if spec.active == "none":
-        return BankGuide(bank, tables["image"], tables["text"], **options)
-    queries = make_queries(recipe, bank, train, augment, progress)
-    return ActiveGuide(bank, tables["image"], tables["text"], queries, **options)
 
 
 def bank_folder(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, progress: Progress) -> Path:
@@ -136,29 +128,28 @@ def bank_folder(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, p
     spec = recipe.guide
     assert spec is not None
     if spec.bank != "auto":
-        if spec.image_size is not None and spec.active == "none":
-            raise UserError("guide.image_size is decided by the bank that was given: leave it out, or leave out the bank")
+        check_bank(spec)
         return Path(spec.bank)
     views = {"views": spec.views, "augment": augment, "seed": recipe.seed} if spec.active == "views" else {}
     over = train if views else source
     return bank_for(over, spec.image_encoder, spec.text_encoder, spec.image_size, progress=progress, **views)
 
 
+def check_bank(spec: GuideSpec) -> None:
+    """Refuses settings that a bank which was given would silently ignore."""
+    if spec.image_size is not None:
+        raise UserError("guide.image_size is decided by the bank that was given: leave it out, or leave out the bank")
+    manifest = Bank.open(spec.bank).manifest
+    for side, named in (("image", spec.image_encoder), ("text", spec.text_encoder)):
+        made = manifest[side]["encoder"]
+        if made != named:
+            raise UserError(f"the bank {spec.bank} was made by {made}, the recipe names {named}. Set guide.{side}_encoder={made}.")
+
+
 def tables_folder(bank: Path, train: Pairs, spec: GuideSpec) -> Path:
     """Beside the bank, by what decides the tables: the training pairs and how their features are compared."""
     name = hashlib.blake2b(f"{train.fingerprint} {spec.centre} {spec.k} {spec.max_in_degree} {spec.query}".encode(), digest_size=8)
     return bank / "tables" / name.hexdigest()
-
-
-def make_queries(recipe: Recipe, bank: BankRows, train: Pairs, augment: Augment, progress: Progress) -> OnlineQueries | ViewQueries:
-    spec = recipe.guide
-    assert spec is not None
-    every = np.arange(len(train), dtype=np.int64)
-    if spec.active == "views":
-        return ViewQueries(bank, augment, recipe.seed, every, train.links(), spec.k, progress=progress)
-    encoder = open_image_encoder(spec.image_encoder, spec.image_size)
-    pixels = Pixels.open(train, round(encoder.preprocess["size"] * 1.25), "squash")
-    return OnlineQueries(bank, encoder, pixels, augment, recipe.seed, every, train.links(), spec.k)
 
 
 def make_evaluators(recipe: Recipe, val: Pairs, student: Student) -> list:

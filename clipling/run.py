@@ -6,6 +6,7 @@ A run folder holds `recipe.yaml`, `environment.json`, `problems.tsv`, `metrics.j
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from clipling.data.split import split
 from clipling.data.views import Augment
 from clipling.engine.batch import BatchMaker
 from clipling.engine.runtime import Runtime, start
+from clipling.engine.stages import spans
 from clipling.engine.trainer import Interrupted, Job, State, Trainer
 from clipling.environment import environment
 from clipling.errors import UserError
@@ -57,6 +59,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = 
         job = make_job(recipe, out, runtime, quiet)
         if runtime.first:
             write_inputs(job, out)
+            announce(job)
         state = Trainer(job).run()
         if runtime.first:
             summary = finish(job, state)
@@ -194,6 +197,25 @@ def write_inputs(job: Job, out: Path) -> None:
     guide = job.make_batch.guides[0] if job.make_batch.guides else None
     if guide is not None:
         write_json(out / "guides.json", guide.describe(opened.train))  # type: ignore[attr-defined]
+
+
+def announce(job: Job) -> None:
+    """What is about to happen, in a few lines, before the first step."""
+    if job.quiet:
+        return
+    opened: OpenedPairs = job.opened  # type: ignore[attr-defined]
+    recipe, sizes = job.recipe, job.student.sizes()
+    steps = spans(recipe.stages, job.batches.steps_per_epoch, recipe.max_steps)[-1].end
+    captions = len(opened.train.captions) / len(opened.train)
+    lines = [
+        f"pairs    {len(opened.train):,} for training ({captions:.1f} captions each), {len(opened.val):,} held out",
+        f"student  {recipe.student.init.get('model', recipe.student.config)}: {sizes['total_without_token_rows'] / 1e6:.2f} M parameters"
+        f" and {sizes['token_rows'] / 1e6:.2f} M in token rows",
+        f"budget   {steps:,} steps of {recipe.optimiser.batch} pairs = {steps * recipe.optimiser.batch:,} samples seen",
+    ]
+    if len(opened.source.problems):
+        lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def finish(job: Job, state: State) -> dict[str, Any]:

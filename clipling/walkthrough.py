@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipling.assess import assess
+from clipling.data.emoji import LICENCES
 from clipling.data.inspect import inspect
 from clipling.data.source import open_pairs
 from clipling.engine.log import duration
@@ -16,7 +17,7 @@ from clipling.evals.compare import compare
 from clipling.printing import percent, table
 from clipling.recipe import load_recipe, with_settings
 from clipling.run import train
-from clipling.store import read_json, write_json
+from clipling.store import atomic_write, read_json, write_json
 
 SOURCE = "demo:emoji"
 TEST = "demo:emoji/test"
@@ -46,14 +47,16 @@ def walk(out: Path, *, epochs: float, seed: int, resume: bool, overwrite: bool, 
     )
     runs = []
     for number, name in ((2, "clip"), (3, "ping")):
-        say(f"{number}/4  {name}", WHAT[name])
+        kept = resume and (out / name / "summary.json").is_file()
+        say(f"{number}/4  {name}", WHAT[name] + (" It is finished and kept." if kept else ""))
         own = {"guide.image_size": 128} if name == "ping" else {}  # drawings of 72 px: more pixels show no more
         recipe = with_settings(load_recipe(name), {**COMMON, **own, "stages.0.epochs": epochs, "seed": seed})
         train(recipe, out / name, resume=resume, overwrite=overwrite, quiet=quiet)
         runs.append(out / name)
     say("4/4  test", "on drawings of concepts that neither student has seen.")
     measured = {run.name: measure(run, resume) for run in runs}
-    made = compare(runs, out / "report.html", test=open_pairs(TEST))
+    made = compare(runs, out / "report.html", test=open_pairs(TEST), credits=LICENCES)
+    atomic_write(out / "LICENCES.txt", LICENCES)
     spent = time.monotonic() - began
     result = {"runs": [str(r) for r in runs], "test": measured, "report": str(out / "report.html"), "seconds": round(spent, 1)}
     return {**result, "verdict": made["verdict"], "text": closing(result, made["verdict"], info, spent)}
@@ -91,6 +94,8 @@ def closing(result: dict[str, Any], verdict: str, info: dict[str, Any], seconds:
             f"Made in {duration(seconds)}:",
             f"  {result['report']}    open it in a browser",
             f"  {run}/model    the guided student; opens in stock open_clip too",
+            f"  {result['runs'][0]}, {run}    both run folders: settings, metrics, checkpoints",
+            f"  {Path(result['report']).parent / 'LICENCES.txt'}    who drew the pictures (CC-BY 4.0, CC-BY-SA 4.0)",
             "",
             "Next, with your own captioned pictures (a folder with .txt beside the images, .csv, .jsonl or .tar):",
             "  clipling data inspect YOUR_FOLDER",

@@ -28,6 +28,7 @@ def compare(
     pairs: Any | None = None,
     baseline: str | None = None,
     references: Sequence[Path | str] = (),
+    credits: str = "",
 ) -> dict[str, Any]:
     """Compares finished runs and writes one self-contained report to `out` (a folder: `out/report.html`).
 
@@ -35,7 +36,7 @@ def compare(
     source (`Pairs`) where the caller has it open; otherwise it is opened from the recipe of the first run, and when that fails
     the report says so and does without pictures and intervals. `baseline` names the run that the others are measured against
     (default: plain CLIP). `references` are result files of models that could be had without training. `pictures=False` leaves
-    thumbnails out.
+    thumbnails out. `credits`: who made the pictures that the page shows, where their licence wants it said.
 
     Returns the verdict, the table and the differences as JSON-able values, and the path of the report.
     Raises UserError for folders that are no finished runs and for a baseline that does not exist.
@@ -54,7 +55,7 @@ def compare(
     verdict = judge(rows, base, ready, notes)
     exhibits = _exhibits(rows, base, measured)
     path = Path(out) if Path(out).suffix == ".html" else Path(out) / "report.html"
-    write_report(path, rows, verdict, ready, sources, exhibits)
+    write_report(path, rows, verdict, ready, sources, exhibits, credits)
     return _as_json(rows, verdict, sources, path)
 
 

@@ -38,6 +38,7 @@ def write_report(
     references: Sequence[Result],
     sources: Sources,
     exhibits: Sequence[Exhibit],
+    credits: str = "",
 ) -> None:
     """Renders the report and writes it atomically to `path`."""
     arms = [row.arm for row in rows]
@@ -63,6 +64,7 @@ def write_report(
         "zero_shot": [(run, r) for arm in arms for run in arm.runs for r in run.results if r.task == CLASSIFICATION],
         "origins": [_origin(arm, run) for arm in arms for run in arm.runs],
         "version": clipling.__version__,
+        "credits": credits.strip().splitlines(),
     }
     atomic_write(path, environment().get_template("report.html").render(context))
 

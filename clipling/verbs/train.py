@@ -81,10 +81,10 @@ def train(
     if guide is not None:
         if made.guide is None:
             raise UserError(f"--guide {guide}: the recipe {made.name!r} has no guide. Use the recipe ping or a_ping, or leave --guide out.")
-        settings["guide.bank"] = guide
+        settings |= {"guide.bank": guide, "guide.image_size": None, **bank_encoders(guide)}
     if epochs is not None and len(made.stages) > 1:
         raise UserError("--epochs: the recipe has several stages. Use --set stages.0.epochs=...")
-    made = with_settings(made, {k: v for k, v in settings.items() if v is not None})
+    made = with_settings(made, {k: v for k, v in settings.items() if v is not None or k == "guide.image_size"})
     made = with_settings(made, dict(parse_setting(s) for s in flat(set)))
     out = out or Path("runs") / made.name
     set_threads(threads)
@@ -95,6 +95,14 @@ def train(
         each = with_settings(made, {"seed": number})
         summaries[number] = run(each, out / f"seed-{number}", resume=resume, overwrite=overwrite, quiet=json)
     return {"name": made.name, "seeds": summaries}
+
+
+def bank_encoders(folder: str) -> dict[str, str]:
+    """The encoders that made a bank, so that the recipe says the truth."""
+    from clipling.guides.stored import Bank
+
+    manifest = Bank.open(folder).manifest
+    return {f"guide.{side}_encoder": manifest[side]["encoder"] for side in ("image", "text")}
 
 
 def flat(settings: tuple[tuple[str, ...] | str, ...]) -> list[str]:
