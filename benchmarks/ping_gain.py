@@ -98,14 +98,21 @@ TUNING: dict[str, tuple[str, dict[str, Any]]] = {
     "mixture w=0.5": ("ping", {**GUIDANCE, "objective.ping.weight": {"self": 0.5, "nn": 0.5, "xnn": 0.5}}),
     "mixture no centre": ("ping", {**GUIDANCE, "guide.centre": False}),
     "mixture k=1": ("ping", {**GUIDANCE, "guide.k": 1}),
+    "mixture mean caption": ("ping", {**GUIDANCE, "guide.caption": "mean"}),
+    "1,500 pairs clip": ("clip", {"data.limit": 1500, "stages.0.epochs": 40}),
+    "1,500 pairs mixture": ("ping", {**GUIDANCE, "data.limit": 1500, "stages.0.epochs": 40}),
     "mixture k=10": ("ping", {**GUIDANCE, "guide.k": 10}),
 }
+
+
+def folder_name(setting: str) -> str:
+    return setting.replace(" ", "_").replace("=", "").replace(",", "")
 
 
 def tune_one(name: str) -> None:
     """One setting: trained on five of the six files of train, measured on the sixth."""
     recipe, changes = TUNING[name]
-    out = RUNS / "ping_gain_tuning" / name.replace(" ", "_").replace("=", "")
+    out = RUNS / "ping_gain_tuning" / folder_name(name)
     if recipe == "ping":  # the bank of all of train is joined by key: only its rows of the five files are used
         changes = {k: v for k, v in changes.items() if k != "guide.image_size"}
         changes["guide.bank"] = str(bank_for(open_pairs(TRAIN), image_size=GUIDANCE["guide.image_size"]))
@@ -117,7 +124,7 @@ def collect_tuning() -> None:
     result = load("ping_gain_tuning")
     result["arms"] = {}
     for name in TUNING:
-        path = RUNS / "ping_gain_tuning" / name.replace(" ", "_").replace("=", "") / "summary.json"
+        path = RUNS / "ping_gain_tuning" / folder_name(name) / "summary.json"
         if path.is_file():
             summary = read_json(path)
             values = {m: [round(100 * summary["val"][m], 3)] for m in METRICS}

@@ -26,13 +26,13 @@ from clipling.recipe import GuideSpec, Recipe, TermSpec
 
 def make_student(recipe: Recipe, pairs: Pairs) -> Student:
     spec = recipe.student
-    if "model" in spec.init:
-        if len(spec.init) > 1:
-            raise UserError(f"student.init = {spec.init}: `model` starts both towers; leave out the others")
-        student = open_student(spec.init["model"])
-    else:
-        captions = pairs.captions if spec.vocabulary == "restricted" else None
-        student = new_student(spec.config, seed=recipe.seed, init=spec.init or None, vocabulary=captions)
+    config: Any = spec.config
+    if spec.config == "init":
+        if "model" not in spec.init:
+            raise UserError("student.config = 'init' means the config of the model that training starts from: set student.init.model too")
+        config = open_student(spec.init["model"]).config
+    captions = pairs.captions if spec.vocabulary == "restricted" else None
+    student = new_student(config, seed=recipe.seed, init=spec.init or None, vocabulary=captions)
     student.set_norm(spec.norm)
     return student
 

@@ -54,9 +54,9 @@ class StudentSpec:
 
     __pydantic_config__ = STRICT
     config: str = "mobilenetv3_small_64"
-    """A name of the zoo, or a JSON file with model_cfg and preprocess_cfg."""
+    """A name of the zoo, a JSON file with model_cfg and preprocess_cfg, or `init`: that of the model in `init`."""
     init: dict[str, str] = field(default_factory=dict)
-    """Where weights start: {"model": spec} or {"image": encoder, "text": encoder}. Empty: random."""
+    """Where weights start: {"model": run or folder or NAME@TAG}, or {"image": encoder, "text": encoder}. Empty: random."""
     vocabulary: Literal["restricted", "full"] = "restricted"
     norm: Literal["local", "sync", "frozen"] = "local"
     """BatchNorm of the student: statistics of each process, of all processes, or not trained."""
