@@ -18,7 +18,7 @@ from clipling.guides.guidance import BankGuide
 from clipling.guides.open import open_guide
 from clipling.guides.progress import Progress, ShowProgress, silent
 from clipling.models.dual import Student
-from clipling.models.hub import new_student, open_student
+from clipling.models.hub import new_student, open_student, zoo_config
 from clipling.objectives.load import load_object
 from clipling.objectives.term import Objective, Term
 from clipling.recipe import GuideSpec, Recipe, TermSpec
@@ -35,6 +35,13 @@ def make_student(recipe: Recipe, pairs: Pairs) -> Student:
     student = new_student(config, seed=recipe.seed, init=spec.init or None, vocabulary=captions)
     student.set_norm(spec.norm)
     return student
+
+
+def check_names(recipe: Recipe) -> None:
+    """Refuses a student that does not exist before any data is read."""
+    name = recipe.student.config
+    if name != "init" and not name.endswith(".json"):
+        zoo_config(name)
 
 
 def needs(recipe: Recipe) -> frozenset[str]:

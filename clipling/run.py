@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipling.build import make_evaluators, make_guide, make_objective, make_student, needs_guide
+from clipling.build import check_names, make_evaluators, make_guide, make_objective, make_student, needs_guide
 from clipling.card import model_card
 from clipling.data import draw
 from clipling.data.loader import TrainBatches
@@ -149,6 +149,7 @@ def without_held_out(source: Pairs, val: Pairs) -> np.ndarray:
 def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False) -> Job:
     """Everything the trainer needs. The first process prepares what is cached, the others then find it."""
     needs_guide(recipe)
+    check_names(recipe)
     if not runtime.first:
         runtime.wait()
     opened = open_data(recipe.data)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from clipling.errors import UserError
+
+FULL = 2**20  # bytes: a disk with less room than this is why a write failed
 
 
 def cache_dir() -> Path:
@@ -48,6 +51,11 @@ def atomic_produce(path: Path | str, produce: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise disk_error(error, path) from error
+    except Exception as error:
+        # torch and safetensors report a failed write by errors of their own.
+        if shutil.disk_usage(path.parent).free < FULL:
+            raise disk_error(OSError(errno.ENOSPC, str(error)), path) from error
+        raise
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

