@@ -3,7 +3,7 @@
     python benchmarks/ping_cost.py
 
 Time: both arms in one process, steps in turn (which goes first changes each round), ratio round by round, loading and look-ups
-included. Memory: one subprocess an arm, the peak of anonymous memory (RssAnon) while training; banks are memory-mapped files.
+included, one thread. Memory: one subprocess an arm, the peak of anonymous memory (RssAnon) while training; banks are memory-mapped files.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ ARMS = {
     "nn+xnn": ("ping", {"objective.ping.weight": {"self": 0.0, "nn": 1.0, "xnn": 1.0}}),
     "self+nn+xnn": ("ping", {}),
 }
+THREADS = 1
 ROUNDS = 24
 MEMORY_STEPS = 8
 
@@ -42,7 +43,7 @@ def make(arm: str, student: str):
     from clipling.recipe import load_recipe, with_settings
     from clipling.run import make_job
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     name, changes = ARMS[arm]
     settings = {"data.source": TRAIN, "data.workers": 0, "student.config": student, **changes}
     if name == "ping":

@@ -13,10 +13,15 @@ import tyro
 
 import clipling
 from clipling import printing
-from clipling.errors import UserError
+from clipling.errors import UserError, missing_extra
 
 DESCRIPTION = "Grow small CLIP models from your own image-text pairs. Start with: clipling demo"
 INTERRUPTED = 130
+# The extra that brings each package which a plain `pip install clipling` leaves out.
+EXTRA_OF = {
+    **dict.fromkeys(("torch", "torchvision", "timm", "open_clip", "safetensors", "pyarrow", "sklearn", "matplotlib", "psutil"), "train"),
+    **dict.fromkeys(("transformers", "sentence_transformers"), "guides"),
+}
 
 
 def verbs() -> dict[str, Callable[..., Any]]:
@@ -42,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, result, as_json = _call(arguments)
     except UserError as error:
         print(f"clipling: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        print(f"clipling: {missing_extra(f'the package {package!r}, which this verb needs,', EXTRA_OF[package])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print(f"\nclipling: stopped. {stopped}".rstrip(), file=sys.stderr)

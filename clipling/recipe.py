@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -231,14 +232,16 @@ def from_yaml(path: Path) -> Recipe:
     """A recipe file; `base: NAME` starts from a named recipe and the other keys override it."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"the recipe file {path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"the recipe file {path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}; expected keys such as: {', '.join(f.name for f in fields(Recipe))}")
     base = content.pop("base", None)
     if base is not None:
+        if str(base).endswith((".yaml", ".yml")):
+            raise UserError(f"{path}: base = {base!r}: expected the name of a recipe ({', '.join(recipe_names())}) or ./file.py:function")
         content = _merge(to_dict(load_recipe(str(base))), content)
     return validated(content, str(path))
 
@@ -271,9 +274,16 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text!r}: the value is not valid YAML: {str(error).splitlines()[0]}") from error
 
 
+# Mappings whose keys are the user's own: they are replaced as a whole, so that an entry can be taken away.
+OWN_KEYS = ("weight", "options", "init")
+
+
 def _merge(base: Any, over: Any) -> Any:
+    """`over` laid on `base`: sections key by key, stages position by position, everything else replaced."""
     if isinstance(base, dict) and isinstance(over, dict):
-        return {**base, **{k: _merge(base.get(k), v) for k, v in over.items()}}
+        return {**base, **{k: v if k in OWN_KEYS else _merge(base.get(k), v) for k, v in over.items()}}
+    if isinstance(base, list) and isinstance(over, list) and all(isinstance(v, dict) for v in [*base, *over]):
+        return [_merge(base[n], v) if n < len(base) else v for n, v in enumerate(over)]
     return over
 
 
@@ -286,7 +296,8 @@ def _assign(content: Any, keys: list[str], value: Any, path: str) -> None:
     elif not isinstance(content, dict):
         raise UserError(f"--set {path}: there is nothing below {head!r}")
     if not rest:
-        content[head] = _merge(content[head], value) if isinstance(value, dict) and head in content else value
+        known = content[head] if isinstance(content, list) else content.get(head)
+        content[head] = value if head in OWN_KEYS else _merge(known, value)
         return
     below = content[head] if isinstance(content, list) else content.get(head)
     if below is None or not isinstance(below, dict | list):
@@ -339,6 +350,7 @@ def _check_values(recipe: Recipe, where: str) -> None:
             raise UserError(f"{where}: {name} = {given!r}: expected {expected}")
 
     o, d = recipe.optimiser, recipe.data
+    need(0 <= recipe.seed < 2**62, "seed", recipe.seed, "a whole number from 0 to 2**62")
     need(o.batch >= 2, "optimiser.batch", o.batch, "at least 2 (a contrastive loss needs a negative)")
     need(
         o.micro_batch is None or 1 <= o.micro_batch <= o.batch,
@@ -354,14 +366,14 @@ def _check_values(recipe: Recipe, where: str) -> None:
     need(0 <= d.max_bad <= 1, "data.max_bad", d.max_bad, "a share between 0 and 1")
     need(d.workers >= 0, "data.workers", d.workers, "0 or more")
     need(d.limit is None or d.limit >= 2, "data.limit", d.limit, "at least 2, or null")
-    need(recipe.evaluation.every > 0, "evaluation.every", recipe.evaluation.every, "a positive number of epochs")
+    need(0 < recipe.evaluation.every < math.inf, "evaluation.every", recipe.evaluation.every, "a positive number of epochs")
     need(recipe.evaluation.log_every >= 1, "evaluation.log_every", recipe.evaluation.log_every, "at least 1")
     need(bool(recipe.stages), "stages", recipe.stages, "at least one stage")
     need(bool(recipe.objective), "objective", recipe.objective, "at least one term")
     need(recipe.max_steps is None or recipe.max_steps >= 1, "max_steps", recipe.max_steps, "at least 1, or null")
     for n, stage in enumerate(recipe.stages):
-        need(stage.epochs > 0, f"stages.{n}.epochs", stage.epochs, "a positive number")
-        need(stage.learning_rate > 0, f"stages.{n}.learning_rate", stage.learning_rate, "a positive number")
+        need(0 < stage.epochs < math.inf, f"stages.{n}.epochs", stage.epochs, "a positive number")
+        need(0 < stage.learning_rate < math.inf, f"stages.{n}.learning_rate", stage.learning_rate, "a positive number")
         need(stage.warmup >= 0, f"stages.{n}.warmup", stage.warmup, "0 or more epochs")
     if recipe.guide is not None:
         need(recipe.guide.k >= 1, "guide.k", recipe.guide.k, "at least 1")

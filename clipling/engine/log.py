@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from clipling.store import atomic_write
+from clipling.store import atomic_write, disk_error
 
 
 class Metrics:
@@ -17,23 +19,37 @@ class Metrics:
     def __init__(self, path: Path, keep_until: int | None):
         """`keep_until`: the step of the checkpoint that the run resumes from; None starts a new file."""
         self.path = path
-        kept = [] if keep_until is None else [line for line in _lines(path) if json.loads(line)["step"] <= keep_until]
+        kept = [] if keep_until is None else [line for line in _lines(path) if _step(line) <= keep_until]
         atomic_write(path, "".join(line + "\n" for line in kept))
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, **event: Any) -> None:
-        self.file.write(json.dumps(event) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(event) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
 
     def close(self) -> None:
-        self.file.close()
+        # What could not be written was reported by `write`; closing tries it again.
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+
+def _step(line: str) -> float:
+    """The step of an event; a damaged line belongs to none, and is left out."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _lines(path: Path) -> list[str]:
     """The whole lines of a file that a kill may have ended in the middle of a line."""
     if not path.is_file():
         return []
-    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line.startswith("{") and line.endswith("}")]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return [line for line in lines if line.startswith("{") and line.endswith("}")]
 
 
 class Progress:

@@ -26,6 +26,8 @@ class StepResult:
     loss: Tensor
     values: dict[str, Tensor]
     gradients: dict[str, dict[str, float]]
+    masked: int
+    """Pairs of the local rows with other rows that are not negatives of each other."""
 
 
 @dataclass
@@ -52,7 +54,8 @@ class Stepper:
         for part in parts:
             features = (image, text) if len(parts) == 1 else self._part_features(host, part)
             push(features, [None if leaf.grad is None else leaf.grad[part] for leaf in leaves])
-        return StepResult(loss.detach(), {n: v.detach() for n, v in values.items()}, gradients)
+        masked = 0 if batch.same is None else int(batch.same.sum())
+        return StepResult(loss.detach(), {n: v.detach() for n, v in values.items()}, gradients, masked)
 
     def _parts(self, host: HostBatch) -> list[slice]:
         n = len(host.pair)

@@ -129,6 +129,8 @@ class Trainer:
             result, norm = self._step(host, log)
             self.state.step += 1
             self.state.seconds += time.perf_counter() - began
+            if self.state.step == 1:
+                self._warn_of_few_negatives(result, host)
             if log:
                 self._log(result, norm, host.epoch)
             self.progress.step(f"loss {float(result.loss):.3f}")
@@ -159,6 +161,17 @@ class Trainer:
                 self.ema.update(self.job.student, host.step)
         self.optimiser.zero_grad(set_to_none=True)
         return result, float(norm)
+
+    def _warn_of_few_negatives(self, result: StepResult, host: Any) -> None:
+        """Pairs that share a caption, picture or group are no negatives: a source of little else teaches nothing."""
+        share = result.masked / max(1, len(host.pair) * (len(host.pair_all) - 1))
+        if share == 1:
+            raise UserError(
+                "every pair of a batch shares its caption, picture or group with every other, so there is nothing to tell apart. "
+                "Check the captions with `clipling data inspect`."
+            )
+        if share > 0.5:
+            self.progress.line(f"note: {100 * share:.0f} % of the pairs of a batch share a caption, picture or group and are not negatives")
 
     def _nonfinite(self, limit: int) -> None:
         self.state.nonfinite += 1
@@ -229,6 +242,7 @@ class Trainer:
                 learning_rate=self.optimiser.param_groups[0]["lr"],
                 logit_scale=float(self.job.student.logit_scale.detach().exp()),
                 skipped=self.state.skipped,
+                not_negatives=result.masked,
             )
 
     def _save(self) -> None:
@@ -249,20 +263,32 @@ class Trainer:
         saved = checkpoint.load_newest(self.job.folder / "checkpoints")
         if saved is None:
             return None
+        if not saved.keys() >= {"student", "objective", "optimiser", "ema", "state", "world"}:
+            raise UserError(f"the checkpoints in {self.job.folder / 'checkpoints'} are not of a run. Start again with --overwrite.")
         if saved["world"] != self.job.runtime.world:
             raise UserError(
                 f"the run was made with {saved['world']} processes and is resumed with {self.job.runtime.world}. Use the same number."
             )
-        self.job.student.load_state_dict(saved["student"])
-        self.job.objective.load_state_dict(saved["objective"])
+        try:
+            self.job.student.load_state_dict(saved["student"])
+            self.job.objective.load_state_dict(saved["objective"])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"the checkpoint does not fit the recipe and the pairs: {reason}. Start again with --overwrite.") from error
         if self.ema:
             self.ema.average = saved["ema"]
         self.state = State(**saved["state"])
         return saved
 
+    def _best_weights(self) -> dict[str, torch.Tensor]:
+        try:
+            return torch.load(self._best_path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever a broken file makes it raise
+            raise UserError(f"the best weights in {self._best_path} cannot be read. Start again with --overwrite.") from error
+
     def _take_best(self) -> None:
         if self._best_path.is_file():
-            self.job.student.load_state_dict(torch.load(self._best_path, map_location="cpu", weights_only=True))
+            self.job.student.load_state_dict(self._best_weights())
         elif self.ema:
             self.job.student.load_state_dict(self.ema.average)
 

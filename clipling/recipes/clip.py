@@ -27,9 +27,8 @@ def sized(recipe: Recipe, smoke: bool, scale: str) -> Recipe:
         recipe.data = Data(crop=(0.5, 1.0), workers=8)
     if smoke:
         recipe.student = StudentSpec(config="tiny_vit_32")
-        recipe.optimiser.batch = 16
+        recipe.optimiser.batch = 8
         recipe.optimiser.autocast = "none"
-        recipe.data.limit = 200
         recipe.data.workers = 0
         recipe.max_steps = 1
         recipe.evaluation = Evaluation(log_every=1)

@@ -85,7 +85,10 @@ def train(
     if epochs is not None and len(made.stages) > 1:
         raise UserError("--epochs: the recipe has several stages. Use --set stages.0.epochs=...")
     made = with_settings(made, {k: v for k, v in settings.items() if v is not None or k == "guide.image_size"})
-    made = with_settings(made, dict(parse_setting(s) for s in flat(set)))
+    chosen = dict(parse_setting(s) for s in flat(set))
+    if seeds is not None and "seed" in chosen:
+        raise UserError("give --seeds or --set seed=..., not both")
+    made = with_settings(made, chosen)
     out = out or Path("runs") / made.name
     set_threads(threads)
     if seeds is None:

@@ -161,5 +161,5 @@ def test_damage_gives_image_errors_and_nothing_else(form, data):
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]))
 def test_random_bytes(data, start):
-    outcome(decode, start + data)
-    outcome(verify, start + data)
+    decoded, verified = outcome(decode, start + data), outcome(verify, start + data)
+    assert decoded or not verified

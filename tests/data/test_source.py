@@ -131,7 +131,8 @@ def test_data_imports_nothing_heavy():
         "heavy = {'torch', 'torchvision', 'timm', 'open_clip', 'transformers', 'pyarrow', 'sklearn', 'matplotlib', 'pandas'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_flickr8k(shared_data):

@@ -34,7 +34,7 @@ def test_a_recipe_survives_its_file(name, scale, tmp_path):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_runs_one_step(name, toy, tmp_path):
-    recipe = with_settings(load_recipe(name, smoke=True), {"data.source": str(toy), "data.limit": None, "optimiser.batch": 16})
+    recipe = with_settings(load_recipe(name, smoke=True), {"data.source": str(toy)})
     summary = train(recipe, tmp_path / "run", quiet=True)
     assert summary["steps"] == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -91,7 +91,7 @@ def other() -> int:
 def test_a_recipe_and_a_term_from_outside_the_package(toy, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(MINE.replace("FILE", str(path)))
-    recipe = with_settings(load_recipe(f"{path}:recipe", smoke=True), {"data.source": str(toy), "data.limit": None})
+    recipe = with_settings(load_recipe(f"{path}:recipe", smoke=True), {"data.source": str(toy)})
     summary = train(recipe, tmp_path / "run", quiet=True)
     assert summary["name"] == "mine"
     for name, message in (("broken", "ZeroDivisionError"), ("other", "returned int"), ("recip", "recipe")):

@@ -208,7 +208,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.faults
-def test_a_full_disk_is_one_message_and_the_run_goes_on_elsewhere_in_time(toy, small_disk, capsys):
+def test_a_full_disk_is_one_message_and_leaves_no_half_file(toy, small_disk, capsys):
     message = refused(capsys, "train", "clip", "--data", toy, "--out", small_disk / "run", *SMALL, *SET)
     assert "no space left" in message
     assert not list((small_disk / "run").rglob("*.tmp"))
@@ -225,3 +225,49 @@ def test_a_recipe_file_with_mistakes_lists_all_of_them(toy, tmp_path, capsys):
     )
     assert call(capsys, "train", path, "--data", toy, "--out", tmp_path / "run", "--threads", "1")[0] == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["name"] == "mine"
+
+
+def test_all_captions_the_same_teach_nothing(toy, tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_text("filepath,caption\n" + "\n".join(f"{toy / f'{i:04d}.png'},a thing" for i in range(40)))
+    assert "nothing to tell apart" in refused(capsys, "train", "clip", "--data", path, "--out", tmp_path / "run", *SMALL, *SET)
+
+
+def test_a_missing_extra_says_what_to_install(capsys, monkeypatch):
+    def without_torch(*_, **__):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("clipling.cli.verbs", lambda: {"show": without_torch, "bank": without_torch})
+    assert "pip install 'clipling[train]'" in refused(capsys, "show")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--epochs", "inf"], "epochs"),
+        (["--seed", "99999999999999999999"], "seed"),
+        (["--set", "evaluation.every=.inf"], "every"),
+        (["--seeds", "0,1", "--set", "seed=7"], "--seeds"),
+    ],
+)
+def test_numbers_that_cannot_be(toy, tmp_path, capsys, arguments, expected):
+    assert expected in refused(capsys, "train", "clip", "--data", toy, "--out", tmp_path / "run", *arguments)
+
+
+def test_a_base_keeps_what_a_recipe_file_does_not_name(toy, tmp_path):
+    from clipling.recipe import from_yaml
+
+    path = tmp_path / "r.yaml"
+    path.write_text("base: lit\nstages: [{epochs: 3}]\nobjective: {clip: {weight: 2.0}}\n")
+    recipe = from_yaml(path)
+    assert recipe.stages[0].freeze == ["image"]
+    assert recipe.stages[0].epochs == 3
+    path.write_text("base: ping\nobjective: {ping: {weight: {nn: 1.0}}}\n")
+    assert from_yaml(path).objective["ping"].weight == {"nn": 1.0}
+    path.write_text(f"base: {path}\n")
+    from clipling.errors import UserError
+
+    with pytest.raises(UserError, match="name of a recipe"):
+        from_yaml(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        from_yaml(tmp_path)
