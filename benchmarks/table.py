@@ -12,8 +12,8 @@ from common import RESULTS, ROOT, mean_and_spread
 from clipling.store import atomic_write, read_json
 
 ABOUT = {
-    "ping_gain": "Recall on Flickr8k dev in percent after training on Flickr8k train, the same samples seen in every arm but clip_pretrained (a quarter); "
-    "mean ± spread (standard deviation) over seeds. Dev was read once a run, at its end.",
+    "ping_gain": "Recall on Flickr8k dev in percent after training on Flickr8k train, the same samples seen in every arm but "
+    "clip_pretrained (a quarter); mean ± spread (standard deviation) over seeds. Dev was read once a run, at its end.",
     "ping_gain_tuning": "How the settings of `ping_gain` were chosen: trained on five of the six files of train, measured on the sixth.",
     "ping_cost": "A CLIP-PING step against a plain CLIP step of the same student, both in one process, in turn; medians of ratios.",
 }

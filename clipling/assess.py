@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from clipling.data import index
 from clipling.data.classes import LabelledImages, is_labelled, open_labelled
 from clipling.data.pairs import Pairs
-from clipling.data.source import open_pairs
+from clipling.data.reading import Options
+from clipling.data.source import open_pairs, resolve
+from clipling.errors import UserError
 from clipling.evals.evaluators import Retrieval, ZeroShot
 from clipling.evals.results import CLASSIFICATION, RETRIEVAL, Result, weights_hash, write_result
 from clipling.models.dual import Student
@@ -31,6 +36,11 @@ def assess(
     """
     if task == "auto":
         task = "zeroshot" if classes or templates or is_labelled(data) else "retrieval"
+    given = [f"--{name.replace('_', '-')}" for name, value in (columns or {}).items() if value is not None]
+    if task == "zeroshot" and given:
+        raise UserError(
+            f"{' and '.join(given)} would be ignored: zero-shot reads classes, not columns. Leave it out, or add --task retrieval."
+        )
     source = open_labelled(data, classes=classes, templates=templates) if task == "zeroshot" else open_pairs(data, **(columns or {}))
     student = open_student(model)
     result = _zero_shot(student, source) if isinstance(source, LabelledImages) else _retrieval(student, source)
@@ -38,6 +48,7 @@ def assess(
     result.model_hash = weights_hash(model_folder(model))
     result.preprocessing = dict(student.preprocess_cfg)
     result.budget = budget(model, student)
+    result.warnings = seen_in_training(model, source)
     if out is not None and out.suffix == ".json":
         write_json(out, result.content())
     elif out is not None:
@@ -69,6 +80,38 @@ def _zero_shot(student: Student, labelled: LabelledImages) -> Result:
         size=size,
         data_hash=labelled.fingerprint,
     )
+
+
+def seen_in_training(model: str, source: Pairs | LabelledImages) -> list[str]:
+    """A warning when pictures of `source` were trained on by the run `model`; none where its training source cannot be had."""
+    recipe = Path(model.removeprefix("local-dir:")) / "recipe.yaml"
+    if not recipe.is_file():
+        return []
+    try:
+        from clipling.recipe import from_yaml
+        from clipling.run import open_data
+
+        data = from_yaml(recipe).data
+        options = Options(data.image_column, data.caption_column, data.group, data.separator)
+        if not all(_indexed(spec, options) for spec in (data.source, data.val) if spec):
+            return []
+        trained = set(open_data(data).train.hashes) - {""}
+        if not source.hashes:
+            _ = source.fingerprint  # labelled pictures are hashed when first asked for
+        count = sum(found in trained for found in source.hashes)
+    except Exception:  # whatever is wrong with the old source, the measurement stands
+        return []
+    if not count:
+        return []
+    return [f"{count} of the {len(source)} pictures here were trained on by this model: the numbers say nothing about new pictures."]
+
+
+def _indexed(spec: str, options: Options) -> bool:
+    """Whether a source can be opened without looking at every picture again: the index that open_pairs keeps is there."""
+    if spec.startswith("demo:"):
+        return True
+    parts = [resolve(part.strip()) for part in spec.split("::")]
+    return index.load(index.index_path([(kind, *map(str, paths)) for kind, paths in parts], astuple(options), os.getcwd())) is not None
 
 
 def model_folder(model: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -38,37 +38,70 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: bool = Fa
 def _train(result: Mapping[str, Any]) -> str:
     if "seeds" in result:
         return _seeds(result)
-    rows = [[name, percent(result["untrained"].get(name, 0.0)), percent(value)] for name, value in result["val"].items()]
+    pairs, val = result["val_pairs"], result["val"]
+    rows = [[name, _chance(name, pairs), percent(result["untrained"].get(name, 0.0)), percent(val[name])] for name in in_order(val)]
     head = (
         f"{result['name']} (seed {result['seed']}): {result['train_pairs']} pairs, {result['samples_seen']:,} samples seen, "
         f"{result['seconds']:.0f} s of steps, {result['parameters']['total_without_token_rows'] / 1e6:.2f} M parameters without token rows"
     )
-    header = [f"on {result['val_pairs']} pairs held out, %", "untrained", "best"]
-    return f"{head}\n\n{table(header, rows)}"
+    header = [f"on {pairs} pairs held out, %", "chance", "untrained", "best"]
+    return f"{head}\n\n{table(header, rows)}{_remark(val, pairs)}"
 
 
 def _seeds(result: Mapping[str, Any]) -> str:
     summaries = result["seeds"]
-    names = list(next(iter(summaries.values()))["val"])
+    first = next(iter(summaries.values()))
+    pairs = first.get("val_pairs")
     rows = []
-    for name in names:
+    for name in in_order(first["val"]):
         values = [s["val"][name] for s in summaries.values()]
         mean = sum(values) / len(values)
         spread = (sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
-        rows.append([name, *map(percent, values), f"{percent(mean)} ± {percent(spread)}"])
-    return table([f"{result['name']}, %", *(f"seed {s}" for s in summaries), "mean ± spread"], rows)
+        rows.append([name, _chance(name, pairs), *map(percent, values), f"{percent(mean)} ± {percent(spread)}"])
+    header = [f"{result['name']}, %", "chance", *(f"seed {s}" for s in summaries), "mean ± spread"]
+    return f"{table(header, rows)}{_remark(first['val'], pairs)}"
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """i2t recalls by k, then t2i recalls by k, then everything else as it came."""
+
+    def place(name: str) -> tuple[int, int]:
+        direction, _, k = name.partition("_recall@")
+        return (("i2t", "t2i").index(direction), int(k)) if direction in ("i2t", "t2i") and k.isdigit() else (2, 0)
+
+    return sorted(names, key=place)
+
+
+def _chance(metric: str, pairs: int | None, classes: int | None = None) -> str:
+    """What guessing reaches, where that is known."""
+    from clipling.evals.chance import chance
+
+    tries = {"acc1": 1, "mean_per_class_recall": 1, "acc5": 5}.get(metric)
+    level = tries / classes if tries and classes else chance(metric, pairs)
+    return "" if level is None else percent(level)
+
+
+def _remark(metrics: Iterable[str], pairs: int | None, split: str = "val") -> str:
+    from clipling.evals.chance import remark
+
+    said = remark(metrics, pairs, split)
+    return f"\n\n{said}" if said else ""
 
 
 def _eval(result: Mapping[str, Any]) -> str:
     intervals = result.get("intervals") or {}
+    pairs, classes = result["size"].get("pairs"), result["size"].get("classes")
     rows = []
-    for name, value in result["metrics"].items():
-        if "retrieval_recall" in name:
-            continue  # the same values under CLIP_benchmark's names
+    # CLIP_benchmark's names, `..._retrieval_recall@k`, hold the same values.
+    metrics = {name: value for name, value in result["metrics"].items() if "retrieval_recall" not in name}
+    for name in in_order(metrics):
         low_high = intervals.get(name)
-        rows.append([name, percent(value), f"{percent(low_high[0])} to {percent(low_high[1])}" if low_high else ""])
+        said = f"{percent(low_high[0])} to {percent(low_high[1])}" if low_high else ""
+        rows.append([name, _chance(name, pairs, classes), percent(metrics[name]), said])
     size = ", ".join(f"{v} {k.replace('_', ' ')}" for k, v in result["size"].items())
-    return f"{result['model']} on {result['dataset']} ({size})\n\n{table(['metric, %', 'value', '95 % interval'], rows)}"
+    warnings = "".join(f"warning: {line}\n" for line in result.get("warnings") or [])
+    head = f"{warnings}{result['model']} on {result['dataset']} ({size})"
+    return f"{head}\n\n{table(['metric, %', 'chance', 'value', '95 % interval'], rows)}{_remark(metrics, pairs, 'given')}"
 
 
 def _inspect(result: Mapping[str, Any]) -> str:

@@ -1,10 +1,12 @@
 """From a recipe to a run folder: opens the pairs, makes student, guide, objective and evaluators, trains, saves.
 
-A run folder holds `recipe.yaml`, `environment.json`, `problems.tsv`, `metrics.jsonl`, `checkpoints/`, `model/` and `summary.json`.
+A run folder holds `recipe.yaml`, `inputs.json`, `environment.json`, `problems.tsv`, `metrics.jsonl`, `checkpoints/`, `model/` and
+`summary.json`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from clipling.data import draw
 from clipling.data.loader import TrainBatches
 from clipling.data.pairs import Pairs
 from clipling.data.pixels import Pixels
-from clipling.data.source import open_pairs
+from clipling.data.source import fitting_options, open_pairs
 from clipling.data.split import split
 from clipling.data.views import Augment
 from clipling.engine.batch import BatchMaker
@@ -31,8 +33,9 @@ from clipling.environment import environment
 from clipling.errors import UserError
 from clipling.models.dual import Student
 from clipling.models.hub import save_student
-from clipling.recipe import Data, Recipe, from_yaml, to_yaml
-from clipling.store import atomic_write, disk_error, read_json, write_json
+from clipling.recipe import Data, Recipe, to_yaml
+from clipling.runfolder import clear, inputs_of, run_folder, same_inputs
+from clipling.store import atomic_write, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class OpenedPairs:
     source: Pairs
     train: Pairs
     val: Pairs
+    left_out: int = 0
+    """Pairs that are not trained on, because their picture or group is also in the validation source."""
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -50,72 +55,23 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = 
     A finished run that is resumed is returned as it is. Raises UserError for an existing folder (without `resume` or `overwrite`), and
     Interrupted after Ctrl-C, when the state was saved.
     """
-    with start() as runtime:
+    with start() as runtime, contextlib.ExitStack() as held:
         if runtime.first:
-            prepare_folder(out, recipe, resume=resume, overwrite=overwrite)
+            held.enter_context(run_folder(out, recipe, resume=resume, overwrite=overwrite))
         runtime.wait()
         if resume and (out / "summary.json").is_file():
             return read_json(out / "summary.json")
-        job = make_job(recipe, out, runtime, quiet)
+        job = make_job(recipe, out, runtime, quiet, resume=resume)
         if runtime.first:
+            clear(out, resume=resume, overwrite=overwrite)  # only now, when nothing of the new run can be refused any more
             write_inputs(job, out)
             announce(job)
+        runtime.wait()  # no process may look for checkpoints before the old ones are gone
         state = Trainer(job).run()
         if runtime.first:
             summary = finish(job, state)
         runtime.wait()
         return summary if runtime.first else read_json(out / "summary.json")
-
-
-def prepare_folder(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Makes the run folder. A run is never overwritten without being told to, and resumed only with the recipe that began it."""
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite contradict each other: give one of them")
-    used = out.is_dir() and any(out.iterdir())
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out expects a folder")
-    if used and not resume and not overwrite:
-        raise UserError(
-            f"the folder {out} already exists and is not empty. Use --resume to continue its run, --overwrite, or another --out."
-        )
-    if used and overwrite:
-        remove_run(out)
-    if used and resume:
-        same_recipe(out, recipe)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise disk_error(error, out) from error
-
-
-RUN_FILES = ("recipe.yaml", "environment.json", "problems.tsv", "metrics.jsonl", "summary.json", "guides.json", "report.html")
-
-
-def remove_run(out: Path) -> None:
-    """Removes what a run wrote, and nothing else: a folder with files of another origin is refused."""
-    import shutil
-
-    folders = ("checkpoints", "model", "eval")
-    strange = [p.name for p in out.iterdir() if p.name not in RUN_FILES and p.name not in folders and not p.name.endswith(".tmp")]
-    if strange:
-        raise UserError(f"--overwrite: {out} holds files that no run made ({', '.join(sorted(strange)[:5])}). Choose another --out.")
-    for name in RUN_FILES:
-        (out / name).unlink(missing_ok=True)
-    for name in folders:
-        shutil.rmtree(out / name, ignore_errors=True)
-
-
-def same_recipe(out: Path, recipe: Recipe) -> None:
-    path = out / "recipe.yaml"
-    if not path.is_file():
-        return  # Killed before its first file was written: nothing to contradict.
-    before, now = to_yaml(from_yaml(path)).splitlines(), to_yaml(recipe).splitlines()
-    changed = [line.strip() for line in now if line not in before]
-    if before != now:
-        raise UserError(
-            f"--resume: the recipe differs from the one that began {out} ({'; '.join(changed[:3]) or 'settings were removed'}). "
-            "Resume with the same settings, or start a new run with another --out."
-        )
 
 
 def open_data(data: Data) -> OpenedPairs:
@@ -124,42 +80,59 @@ def open_data(data: Data) -> OpenedPairs:
         raise UserError("no data: give --data with a folder, .csv, .tsv, .jsonl, .tar files, or demo:emoji")
     columns = {"image_column": data.image_column, "caption_column": data.caption_column, "separator": data.separator, "group": data.group}
     source = open_pairs(data.source, **columns, max_bad=data.max_bad)
+    left_out = 0
     if data.val is None:
         rows, val_rows = split(source)
         val = source.subset(val_rows)
     else:
-        val = open_pairs(data.val, **columns, max_bad=data.max_bad)
+        val = open_pairs(data.val, **fitting_options(data.val, columns, data.source), max_bad=data.max_bad)
         rows = without_held_out(source, val)
+        left_out = len(source) - len(rows)
     if data.limit is not None:
         if data.limit > len(rows):
             raise UserError(f"data.limit = {data.limit}: there are only {len(rows)} pairs for training")
         rows = np.sort(rows[draw.order(0, 0, len(rows))[: data.limit]])
-    return OpenedPairs(source, source.subset(rows), val)
+    return OpenedPairs(source, source.subset(rows), val, left_out)
 
 
 def without_held_out(source: Pairs, val: Pairs) -> np.ndarray:
-    """Training rows whose picture is not also a validation picture."""
-    held = set(val.hashes)
-    rows = np.array([i for i, h in enumerate(source.hashes) if h not in held], dtype=np.int64)
+    """Training rows of which neither the picture nor the group is also in the validation source."""
+    held, groups = set(val.hashes), set(val.groups) - {""}
+    both = enumerate(zip(source.hashes, source.groups, strict=True))
+    rows = np.array([i for i, (image, group) in both if image not in held and group not in groups], dtype=np.int64)
     if len(rows) == 0:
-        raise UserError("every training picture is also in the validation source. Give --val pairs of their own, or leave it out.")
+        raise UserError(
+            "every training pair has its picture or group also in the validation source. Give --val pairs of their own, or leave it out."
+        )
     return rows
 
 
-def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False) -> Job:
-    """Everything the trainer needs. The first process prepares what is cached, the others then find it."""
+def check_batch(batch: int, pairs: int, world: int) -> None:
+    """Refuses a batch that cannot be drawn or divided; the one that is proposed instead always can."""
+    if batch % world:
+        raise UserError(f"optimiser.batch = {batch} cannot be divided among {world} processes")
+    if batch <= pairs:
+        return
+    smallest = max(2, world)
+    proposed = max(smallest, pairs // 4 // world * world)
+    if proposed > pairs:
+        raise UserError(f"training pairs: {pairs}; a step needs at least {smallest}, and learning many more. Give more pairs.")
+    raise UserError(f"optimiser.batch = {batch} is larger than the {pairs} training pairs. Use --batch {proposed} or give more pairs.")
+
+
+def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *, resume: bool = False) -> Job:
+    """Everything the trainer needs; nothing is written to `out`. The first process prepares what is cached, the others then find it.
+
+    Raises UserError when `out` is resumed with other pairs than those that began it.
+    """
     needs_guide(recipe)
     check_names(recipe)
     if not runtime.first:
         runtime.wait()
     opened = open_data(recipe.data)
-    if recipe.optimiser.batch % runtime.world:
-        raise UserError(f"optimiser.batch = {recipe.optimiser.batch} cannot be divided among {runtime.world} processes")
-    if recipe.optimiser.batch > len(opened.train):
-        raise UserError(
-            f"optimiser.batch = {recipe.optimiser.batch} is larger than the {len(opened.train)} training pairs. "
-            f"Use --batch {max(2, len(opened.train) // 4)} or give more pairs."
-        )
+    if resume and runtime.first:
+        same_inputs(out, inputs_of(opened.train, opened.val))
+    check_batch(recipe.optimiser.batch, len(opened.train), runtime.world)
     student = make_student(recipe, opened.train).to(runtime.device)
     augment = Augment(scale=recipe.data.crop, flip=recipe.data.flip, views=view_count(recipe))
     guide = make_guide(recipe, opened.source, opened.train, augment, quiet or not runtime.first)
@@ -193,6 +166,7 @@ def write_inputs(job: Job, out: Path) -> None:
     """What the run is made from, written before the first step."""
     opened: OpenedPairs = job.opened  # type: ignore[attr-defined]
     atomic_write(out / "recipe.yaml", to_yaml(job.recipe))
+    write_json(out / "inputs.json", inputs_of(opened.train, opened.val))
     write_json(out / "environment.json", environment())
     opened.source.problems.write(out / "problems.tsv")
     guide = job.make_batch.guides[0] if job.make_batch.guides else None
@@ -216,6 +190,8 @@ def announce(job: Job) -> None:
     ]
     if len(opened.source.problems):
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
+    if opened.left_out:
+        lines.append(f"         {opened.left_out:,} training pairs left out: also in the validation source (picture or group)")
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 

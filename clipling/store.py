@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,11 @@ def cache_dir() -> Path:
 
 
 def atomic_write(path: Path | str, content: bytes | str) -> None:
-    """Writes a file so that a reader, or a kill at any instant, finds the old content or the new, never a part."""
-    data = content.encode() if isinstance(content, str) else content
+    """Writes a file so that a reader, or a kill at any instant, finds the old content or the new, never a part.
+
+    Text is written as UTF-8; parts of file names that are not UTF-8 (lone surrogates) are written as `\\udcff`.
+    """
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     atomic_produce(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -41,13 +44,13 @@ def atomic_produce(path: Path | str, produce: Callable[[Path], Any]) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        name = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+        # Not mkstemp, whose files only their owner may read: made like any other file, under the user's umask.
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        temporary = name
         produce(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         os.replace(temporary, path)
     except OSError as error:
         raise disk_error(error, path) from error
@@ -63,12 +66,15 @@ def atomic_produce(path: Path | str, produce: Callable[[Path], Any]) -> None:
 
 def disk_error(error: OSError, path: Path | str) -> Exception:
     """A UserError for what a user can mend (no room, no permission); otherwise the error itself."""
+    cached = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(cache_dir()))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"no space left on the disk while writing {path}. Free some space and run the same command again.")
+        other = ", or name a folder on another disk by the environment variable CLIPLING_CACHE," if cached else ""
+        return UserError(f"no space left on the disk while writing {path}. Free some space{other} and run the same command again.")
+    advice = "Name another folder by the environment variable CLIPLING_CACHE." if cached else "Choose another folder with --out."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(f"cannot write {path}: permission denied. Choose another folder with --out, or CLIPLING_CACHE.")
+        return UserError(f"cannot write {path}: permission denied. {advice}")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return UserError(f"cannot write {path}: a file stands where a folder is needed. Choose another folder with --out.")
+        return UserError(f"cannot write {path}: a file stands where a folder is needed. {advice}")
     return error
 
 

@@ -14,7 +14,7 @@ from clipling.data.source import open_pairs
 from clipling.engine.log import duration
 from clipling.errors import UserError
 from clipling.evals.compare import compare
-from clipling.printing import percent, table
+from clipling.printing import in_order, percent, table
 from clipling.recipe import load_recipe, with_settings
 from clipling.run import train
 from clipling.store import atomic_write, read_json, write_json
@@ -82,7 +82,7 @@ def measure(run: Path, resume: bool) -> dict[str, float]:
 def closing(result: dict[str, Any], verdict: str, info: dict[str, Any], seconds: float) -> str:
     """What was made, how good it is, and what to do next with one's own data."""
     test = result["test"]
-    rows = [[name, *(percent(test[arm][name]) for arm in test)] for name in test["ping"]]
+    rows = [[name, *(percent(test[arm][name]) for arm in test)] for name in in_order(test["ping"])]
     run = result["runs"][1]
     return "\n".join(
         [

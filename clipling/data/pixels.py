@@ -113,7 +113,7 @@ class Pixels:
         That is the source picture's for squashed pixels, and 1 where `how` cuts or pads to a square.
         """
         if self._aspect is None:
-            if not self.stored and not (self.folder / "aspect.npy").exists():
+            if not self.stored and not self._intact("aspect.npy"):
                 found = np.array([self._header_aspect(i) for i in range(len(self))], dtype=np.float64)
                 atomic_produce(self.folder / "aspect.npy", lambda path: _save(path, found))
             self._aspect = np.load(self.folder / "aspect.npy")
@@ -142,12 +142,21 @@ class Pixels:
         return width / height
 
     def _finished(self) -> bool:
+        return self._whole() and (self.folder / "manifest.json").exists()
+
+    def _whole(self) -> bool:
+        """Whether both files are there as they were laid out; which of their blocks are filled is another matter."""
+        return self._intact("pixels.npy") and self._intact("aspect.npy")
+
+    def _intact(self, name: str) -> bool:
+        """Whether a file has the header and the size that it was given."""
+        shape, dtype = (self.shape, np.uint8) if name == "pixels.npy" else ((len(self),), np.float64)
+        header = _header(shape, dtype)
         try:
-            sizes = [(self.folder / name).stat().st_size for name in ("pixels.npy", "aspect.npy")]
+            with open(self.folder / name, "rb") as file:
+                return file.read(len(header)) == header and os.fstat(file.fileno()).st_size == _file_bytes(shape, dtype)
         except OSError:
             return False
-        expected = [_file_bytes(self.shape, np.uint8), _file_bytes((len(self),), np.float64)]
-        return sizes == expected and (self.folder / "manifest.json").exists()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_array": None, "_aspect": None}  # workers map the files themselves
@@ -163,9 +172,13 @@ class _Build:
 
     def run(self, threads: int, progress: Callable[[int, int], Any] | None) -> None:
         folder, count = self.pixels.folder, len(self.pixels)
-        done = self._read_done()
+        whole = self.pixels._whole()
+        done = self._read_done() if whole else bytearray(self.blocks)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if not whole:  # else a kill would leave right headers, and marks of blocks that were lost
+                for name in ("manifest.json", "done"):
+                    (folder / name).unlink(missing_ok=True)
             with (
                 _InPlace(folder / "pixels.npy", self.pixels.shape, np.uint8) as squares,
                 _InPlace(folder / "aspect.npy", (count,), np.float64) as aspects,
@@ -189,11 +202,10 @@ class _Build:
         fresh = bytearray(self.blocks)
         try:
             saved = json.loads((self.pixels.folder / "done").read_text())
-            marks = bytearray.fromhex(saved["done"])
-        except (OSError, ValueError, KeyError):
+            marks, block = bytearray.fromhex(saved["done"]), saved["block"]
+        except (OSError, ValueError, KeyError, TypeError):
             return fresh
-        whole = all((self.pixels.folder / name).exists() for name in ("pixels.npy", "aspect.npy"))
-        return marks if whole and saved["block"] == self.block and len(marks) == self.blocks else fresh
+        return marks if block == self.block and len(marks) == self.blocks else fresh
 
 
 class _InPlace:

@@ -30,9 +30,11 @@ class Problems:
 
     def add(self, kind: str, where: str, detail: str) -> None:
         self.rows.append(Problem(kind, where, detail))
+        self.path = None  # a list that was written lacks this one
 
     def extend(self, others: Iterable[Problem]) -> None:
         self.rows.extend(others)
+        self.path = None
 
     def counts(self) -> dict[str, int]:
         """Number of problems by kind, the most frequent first."""
@@ -69,7 +71,7 @@ class Problems:
             f"{self.name or 'the source'}: {len(self)} of {total} rows cannot be used ({share:.0%}; allowed are {most:.0%}): "
             f"{self.summary()}.\nThe first of them:\n{self.first()}\n"
             f"All are listed in {self.list_file()}.\n"
-            f"Mend the rows, or allow a larger share of bad rows with --max-bad."
+            "Mend these rows first. To train without them, allow a larger share: --set data.max_bad=0.5 (of clipling train)."
         )
 
     def list_file(self) -> Path:

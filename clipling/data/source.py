@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import astuple
 from pathlib import Path
 
 from clipling.data import index
+from clipling.data.csvlines import SEPARATORS, header_of, read_lines, separator_of
 from clipling.data.folder import read_folder
 from clipling.data.jsonl import read_jsonl
 from clipling.data.pairs import Pairs
 from clipling.data.parquet import read_parquet
 from clipling.data.problems import Problems
-from clipling.data.reading import Options, Reading
+from clipling.data.reading import Options, Reading, field_of
 from clipling.data.shards import expand_braces, read_shards
 from clipling.data.table import read_table
 from clipling.errors import UserError, near
@@ -171,16 +173,62 @@ def _in_folder(folder: Path) -> tuple[str, list[Path]]:
     return ("tar", tars) if tars else ("folder", [folder])
 
 
+_READ_BY = {
+    "image_column": {"table", "jsonl", "parquet"},
+    "caption_column": {"table", "jsonl", "parquet", "tar"},
+    "group": {"table", "jsonl", "parquet", "tar"},
+    "separator": {"table"},
+}
+
+
 def _refuse_ignored(options: Options, kinds: set[str], spec: str) -> None:
-    read_by = {
-        "--image-column": (options.image_column, {"table", "jsonl", "parquet"}),
-        "--caption-column": (options.caption_column, {"table", "jsonl", "parquet", "tar"}),
-        "--group": (options.group, {"table", "jsonl", "parquet", "tar"}),
-        "--separator": (options.separator, {"table"}),
-    }
-    for flag, (value, readers) in read_by.items():
+    for name, readers in _READ_BY.items():
+        value = getattr(options, name)
         if value is not None and kinds.isdisjoint(readers):
+            flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} {value!r} says nothing about {spec}, which is {' and '.join(sorted(kinds))}: leave it out")
+
+
+def fitting_options(spec: str, given: dict[str, str | None], other: str) -> dict[str, str | None]:
+    """Options of the source `other` that say something about `spec` too; None for those that do not.
+
+    A table, JSON lines or parquet must have the column (a table more than one column by that separator); tars take
+    options of tars only.
+    """
+    parts = [resolve(part.strip()) for part in spec.split("::")]
+    tars = "tar" in {resolve(part.strip())[0] for part in other.split("::")}
+    fitting: dict[str, str | None] = {}
+    for name, value in given.items():
+        files = [(kind, path) for kind, paths in parts if kind in _READ_BY[name] for path in paths]
+        fits = value is not None and files and all(tars if kind == "tar" else _has(kind, path, name, value) for kind, path in files)
+        fitting[name] = value if fits else None
+    return fitting
+
+
+def _has(kind: str, path: Path, name: str, value: str) -> bool:
+    """Whether an option says something about a file. A file that cannot be read takes all: its reader says what is wrong."""
+    try:
+        if kind == "table":
+            lines = read_lines(path)
+            if name == "separator":
+                return len(header_of(lines, separator_of(value))[0]) > 1
+            return any(value in header_of(lines, character)[0] for character in SEPARATORS.values())
+        if kind == "jsonl":
+            return any(field_of(_object(line), value) is not None for line in read_lines(path))
+        import pyarrow.parquet
+
+        return value in pyarrow.parquet.read_schema(path).names
+    except (OSError, ValueError, ImportError):
+        return True
+
+
+def _object(line: str) -> dict:
+    """The JSON object of a line; an empty one where there is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _read(kind: str, paths: list[Path], options: Options) -> list[Reading]:

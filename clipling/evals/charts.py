@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipling.evals.measure import PARTS, PRIMARY, with_primary
+from clipling.evals.measure import parts, with_means
 from clipling.evals.plots import COLOURS, Line, Whisker, curves, mean_line, smooth, whiskers
 from clipling.evals.runs import Arm, Run
 from clipling.evals.verdict import Row
@@ -26,28 +26,28 @@ class Chart:
     """(label, colour number) where a chart has lines of its own."""
 
 
-def all_charts(arms: Sequence[Arm], featured: Arm | None) -> list[Chart]:
-    """Validation by samples and by time, the loss that all arms share, and what the terms of the featured arm did."""
-    found = [_validation(arms, part, title) for part, title in zip(PARTS, ("Image to text", "Text to image"))]
-    found += [_by_time(arms), _shared_loss(arms)]
+def all_charts(arms: Sequence[Arm], featured: Arm | None, mean: str) -> list[Chart]:
+    """Validation (`mean`: a recall@k) by samples and by time, the loss all arms share, what the terms of the featured arm did."""
+    found = [_validation(arms, part, title) for part, title in zip(parts(mean), ("Image to text", "Text to image"))]
+    found += [_by_time(arms, mean), _shared_loss(arms)]
     if featured is not None:
         found += _of_terms(featured.runs[0], featured.label)
     return [chart for chart in found if chart is not None]
 
 
-def difference_chart(rows: Sequence[Row]) -> str:
-    """Mean recall@10 of every arm minus the baseline's; empty without differences."""
+def difference_chart(rows: Sequence[Row], mean: str) -> str:
+    """The recall@k `mean` of every arm minus the baseline's; empty without differences."""
     found = []
     for row in rows:
         if row.difference is None:
             continue
-        apart = row.difference[PRIMARY]
+        apart = row.difference[mean]
         low, high = (None if end is None else 100 * end for end in (apart.low, apart.high))
         seeds = [100 * v for v in apart.seeds.values]
         found.append(Whisker(row.arm.label, 100 * apart.seeds.mean, low, high, seeds, row.arm.colour))
     if not found:
         return ""
-    return whiskers(found, name="Difference in recall@10 from the baseline", x="points of recall@10, both directions")
+    return whiskers(found, name=f"Difference in {mean} from the baseline", x=f"points of {mean}, both directions")
 
 
 def _series(events: Sequence[Event], x: Callable[[Event], Any], y: Callable[[Event], Any]) -> Series:
@@ -76,11 +76,12 @@ def _validation(arms: Sequence[Arm], metric: str, title: str) -> Chart | None:
     lines = _over_seeds(arms, of)
     if not lines:
         return None
-    note = "Recall@10 on val, percent, by samples seen."
-    return Chart(title, note, curves(lines, name=f"{title}: recall@10 on val by samples seen", x="samples seen"))
+    recall = metric.partition("_")[2]
+    note = f"{recall.capitalize()} on val, percent, by samples seen."
+    return Chart(title, note, curves(lines, name=f"{title}: {recall} on val by samples seen", x="samples seen"))
 
 
-def _by_time(arms: Sequence[Arm]) -> Chart | None:
+def _by_time(arms: Sequence[Arm], mean: str) -> Chart | None:
     longest = max((run.summary["seconds"] for arm in arms for run in arm.runs), default=0)
     unit, words = (60.0, "minutes of training") if longest > 180 else (1.0, "seconds of training")
 
@@ -88,13 +89,13 @@ def _by_time(arms: Sequence[Arm]) -> Chart | None:
         def seconds(event: Event) -> float | None:
             return None if event.get("seconds") is None else event["seconds"] / unit
 
-        return _series(run.val, seconds, lambda e: _percent(with_primary(e["metrics"]).get(PRIMARY)))
+        return _series(run.val, seconds, lambda e: _percent(with_means(e["metrics"]).get(mean)))
 
     lines = _over_seeds(arms, of, average=False)
     if not lines:
         return None
-    note = "Mean recall@10 of both directions on val, percent, by time on the clock; one line a seed."
-    return Chart("The same by time", note, curves(lines, name="Mean recall@10 on val by time", x=words))
+    note = f"Mean {mean} of both directions on val, percent, by time on the clock; one line a seed."
+    return Chart("The same by time", note, curves(lines, name=f"Mean {mean} on val by time", x=words))
 
 
 def _shared_loss(arms: Sequence[Arm]) -> Chart | None:

@@ -10,9 +10,10 @@ from typing import Any
 from clipling.data.source import open_pairs
 from clipling.data.split import split
 from clipling.errors import UserError
+from clipling.evals.chance import chance, judged, remark, shown
 from clipling.evals.evaluators import Retrieval
 from clipling.evals.gallery import Exhibit
-from clipling.evals.measure import METRICS, PRIMARY, Measured, budget, cells, difference, measure, with_primary
+from clipling.evals.measure import METRICS, Measured, budget, cells, difference, measure, with_means
 from clipling.evals.report import Sources, write_report
 from clipling.evals.results import RETRIEVAL, Result, read_result
 from clipling.evals.runs import Arm, Run, arms, baseline_of, read_run
@@ -49,11 +50,11 @@ def compare(
     sources, notes = _sources(found, test, pairs, pictures)
     evaluator = Retrieval(sources.measured) if sources.measured is not None else None
     measured = measure(found, evaluator) if evaluator else {}
-    notes += _mismatches(found, measured, sources)
+    notes += _mismatches(found, measured, sources) + _chosen_here(found, sources)
     rows = [_row(arm, base, measured) for arm in found]
     ready = _references(references, sources)
-    verdict = judge(rows, base, ready, notes)
-    exhibits = _exhibits(rows, base, measured)
+    verdict = judge(rows, base, ready, notes, sources.count, sources.split)
+    exhibits = _exhibits(rows, base, measured, shown(sources.count))
     path = Path(out) if Path(out).suffix == ".html" else Path(out) / "report.html"
     write_report(path, rows, verdict, ready, sources, exhibits, credits)
     return _as_json(rows, verdict, sources, path)
@@ -92,7 +93,9 @@ def _sources(found: Sequence[Arm], test: Any, pairs: Any, pictures: bool) -> tup
     except UserError as error:
         notes.append(f"The source of the runs cannot be opened, so pictures and intervals are missing: {_first_sentence(error)}")
     measured = test if test is not None else val
-    return Sources(measured, "test" if test is not None else "val", pairs, pictures), notes
+    fewest = min((int(run.summary["val_pairs"]) for run in every if run.summary.get("val_pairs")), default=None)
+    count = len(measured) if measured is not None else fewest
+    return Sources(measured, "test" if test is not None else "val", pairs, pictures, count, fewest), notes
 
 
 def _first_sentence(error: Exception) -> str:
@@ -122,18 +125,29 @@ def _mismatches(found: Sequence[Arm], measured: Mapping[int, Measured], sources:
     """Says so when a kept model does not give the val numbers that its run reported."""
     if sources.split != "val":
         return []
-    said = []
+    said, metric = [], shown(sources.count)
     for arm in found:
         for run in arm.runs:
             if id(run) not in measured:
                 continue
-            here = with_primary(measured[id(run)].ranks.recall()).get(PRIMARY)
-            then = with_primary(run.summary["val"]).get(PRIMARY)
+            here = with_means(measured[id(run)].ranks.recall()).get(metric)
+            then = with_means(run.summary["val"]).get(metric)
             if here is not None and then is not None and abs(here - then) > 0.005:
                 said.append(
-                    f"The model of {run.folder.name} gives {100 * here:.1f} % recall@10 on val here, its run reported {100 * then:.1f} %."
+                    f"The model of {run.folder.name} gives {100 * here:.1f} % {metric} on val here, its run reported {100 * then:.1f} %."
                 )
     return said
+
+
+def _chosen_here(found: Sequence[Arm], sources: Sources) -> list[str]:
+    """Says so when the numbers are of pairs on which the best of several checkpoints was picked."""
+    if sources.split != "val":
+        return []
+    picked = [(run.recipe.get("evaluation") or {}).get("best", "mean_recall") for arm in found for run in arm.runs]
+    by = sorted({str(name) for name in picked if name != "last"})
+    if not by:
+        return []
+    return [f"Checkpoints were chosen on these val pairs (by {', '.join(by)}), which flatters them; pairs of their own would not."]
 
 
 def _references(paths: Sequence[Path | str], sources: Sources) -> list[Result]:
@@ -152,9 +166,9 @@ def _references(paths: Sequence[Path | str], sources: Sources) -> list[Result]:
     return results
 
 
-def _exhibits(rows: Sequence[Row], base: Arm | None, measured: Mapping[int, Measured]) -> list[Exhibit]:
+def _exhibits(rows: Sequence[Row], base: Arm | None, measured: Mapping[int, Measured], metric: str) -> list[Exhibit]:
     """The students of the galleries: the baseline and the two best others, by their first seeds."""
-    others = sorted((r for r in rows if r.arm is not base), key=lambda r: -r.cells[PRIMARY].value)
+    others = sorted((r for r in rows if r.arm is not base), key=lambda r: -r.cells[metric].value)
     guided_first = sorted(others, key=lambda r: r.arm.kind != "guided")[:2]
     shown = [r for r in rows if r.arm is base] + guided_first
     exhibits = []
@@ -174,6 +188,8 @@ def _as_json(rows: Sequence[Row], verdict: Verdict, sources: Sources, path: Path
         "table": _as_text(rows, sources),
         "split": sources.split,
         "pairs": len(sources.measured) if sources.measured is not None else None,
+        "judged_by": judged(sources.count),
+        "chance": {name: chance(name, sources.count) for name in METRICS},
         "rows": [
             {
                 "name": row.arm.label,
@@ -201,6 +217,10 @@ def _as_text(rows: Sequence[Row], sources: Sources) -> str:
         ]
         for row in rows
     ]
+    if sources.count:
+        levels = [f"{100 * (chance(metric, sources.count) or 0):.1f}" for metric in METRICS]
+        body.append([f"chance, {sources.count} pairs", *levels, "", "", ""])
     widths = [max(map(len, column)) for column in zip(head, *body)]
-    lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in (head, *body)]
-    return "\n".join(lines)
+    lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in (head, *body)]
+    said = remark(METRICS, sources.count, sources.split)
+    return "\n".join([*lines, *([said] if said else [])])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clipling.errors import UserError
+from clipling.evals.chance import KS
 from clipling.evals.evaluators import Retrieval
 from clipling.evals.intervals import Paired, bootstrap, interval, paired, percentiles
 from clipling.evals.retrieval import RetrievalRanks, metric_names
@@ -16,9 +17,8 @@ from clipling.evals.runs import Arm, Run
 from clipling.models.hub import open_student
 
 METRICS = tuple(metric_names())
-PRIMARY = "recall@10"
-"""What verdicts are about: the mean of both directions."""
-PARTS = ("i2t_recall@10", "t2i_recall@10")
+MEANS = tuple(f"recall@{k}" for k in KS)
+"""The means of both directions. Verdicts are about one of them (clipling.evals.chance.judged)."""
 
 Hits = tuple[np.ndarray, np.ndarray]  # values [q], unit [q]
 
@@ -89,21 +89,25 @@ def values(run: Run, measured: Mapping[int, Measured]) -> dict[str, float]:
     missing = [name for name in METRICS if name not in known]
     if missing:
         raise UserError(f"the summary of {run.folder} has no {', '.join(missing)}; was it evaluated by retrieval?")
-    return with_primary({name: float(known[name]) for name in METRICS})
+    return with_means({name: float(known[name]) for name in METRICS})
 
 
-def with_primary(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics and the mean of both directions' recall@10, where both are there."""
-    if not all(part in metrics for part in PARTS):
-        return dict(metrics)
-    return {**metrics, PRIMARY: sum(metrics[part] for part in PARTS) / len(PARTS)}
+def parts(mean: str) -> tuple[str, str]:
+    """The two directions of a mean such as `recall@10`."""
+    return f"i2t_{mean}", f"t2i_{mean}"
+
+
+def with_means(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics and the means of both directions, where both are there."""
+    known = {mean: [metrics[part] for part in parts(mean) if part in metrics] for mean in MEANS}
+    return {**metrics, **{mean: sum(both) / 2 for mean, both in known.items() if len(both) == 2}}
 
 
 def cells(arm: Arm, measured: Mapping[int, Measured]) -> dict[str, Cell]:
     """The numbers of one arm: means over seeds."""
     each = [values(run, measured) for run in arm.runs]
     found = {}
-    for metric in (*METRICS, PRIMARY):
+    for metric in (*METRICS, *MEANS):
         column = [v[metric] for v in each]
         low, high = _interval(metric, _mean_hits(arm.runs, measured, metric))
         spread = float(np.std(column, ddof=1)) if len(column) > 1 else None
@@ -117,7 +121,7 @@ def difference(arm: Arm, baseline: Arm, measured: Mapping[int, Measured]) -> dic
     pairs = [(_of_seed(arm, s), _of_seed(baseline, s)) for s in common] or [(arm.runs[0], baseline.runs[0])]
     ours, theirs = [a for a, _ in pairs], [b for _, b in pairs]
     found = {}
-    for metric in (*METRICS, PRIMARY):
+    for metric in (*METRICS, *MEANS):
         column, against = ([values(r, measured)[metric] for r in runs] for runs in (ours, theirs))
         left, right = _mean_hits(ours, measured, metric), _mean_hits(theirs, measured, metric)
         apart = None
@@ -136,28 +140,28 @@ def _mean_hits(runs: Sequence[Run], measured: Mapping[int, Measured], metric: st
     """Hits of each query, averaged over the runs; one entry a direction. None when a run was not measured."""
     if any(id(run) not in measured for run in runs):
         return None
-    parts = []
-    for name in PARTS if metric == PRIMARY else (metric,):
+    found = []
+    for name in parts(metric) if metric in MEANS else (metric,):
         each = [measured[id(run)].ranks.hits(name) for run in runs]
-        parts.append((np.mean([hits for hits, _ in each], axis=0), each[0][1]))
-    return parts
+        found.append((np.mean([hits for hits, _ in each], axis=0), each[0][1]))
+    return found
 
 
 def _interval(metric: str, hits: list[Hits] | None) -> tuple[float | None, float | None]:
     if hits is None:
         return None, None
-    if metric != PRIMARY:
+    if metric not in MEANS:
         return interval(*hits[0])
     # The same seed draws the same pairs for both directions, so their means belong together.
     return percentiles(np.mean([bootstrap(*part) for part in hits], axis=0))
 
 
 def budget(arm: Arm) -> dict[str, Any]:
-    """What an arm cost: samples seen (of one run), mean seconds, parameters, training pairs."""
+    """What a run of an arm cost: samples seen and training pairs (the same for all its seeds), mean seconds, parameters."""
     summaries = [run.summary for run in arm.runs]
     parameters = summaries[0]["parameters"]
     return {
-        "samples_seen": int(np.mean([s["samples_seen"] for s in summaries])),
+        "samples_seen": int(summaries[0]["samples_seen"]),
         "seconds": float(np.mean([s["seconds"] for s in summaries])),
         "parameters": int(parameters["total"]),
         "parameters_without_token_rows": int(parameters["total_without_token_rows"]),

@@ -11,9 +11,10 @@ import jinja2
 from markupsafe import Markup
 
 import clipling
+from clipling.evals.chance import chance, remark, shown
 from clipling.evals.charts import all_charts, difference_chart
 from clipling.evals.gallery import Exhibit, Thumbnails, image_gallery, neighbour_examples, text_gallery
-from clipling.evals.measure import METRICS, PRIMARY, with_primary
+from clipling.evals.measure import METRICS, with_means
 from clipling.evals.plots import colour
 from clipling.evals.results import CLASSIFICATION, Result, weights_hash
 from clipling.evals.runs import Arm, Run
@@ -29,6 +30,8 @@ class Sources:
     split: str  # "val" or "test": what `measured` is
     pairs: Any | None
     pictures: bool
+    count: int | None = None  # pairs behind the numbers, where known
+    val_count: int | None = None  # the fewest val pairs of a run
 
 
 def write_report(
@@ -43,7 +46,9 @@ def write_report(
     """Renders the report and writes it atomically to `path`."""
     arms = [row.arm for row in rows]
     base = next((row for row in rows if row.difference is None and len(rows) > 1), None)
-    best = best_guided(rows)
+    metric = shown(sources.count)
+    val_metric = shown(sources.val_count)
+    best = best_guided(rows, metric)
     featured = best.arm if best is not None else None
     data = _data_name(rows, sources)
     context = {
@@ -51,14 +56,17 @@ def write_report(
         "rows": rows,
         "baseline": base if any(row.difference for row in rows) else None,
         "metrics": METRICS,
-        "primary": PRIMARY,
-        "references": [(r, with_primary(r.metrics)) for r in references],
+        "primary": metric,
+        "val_metric": val_metric,
+        "chance": {name: chance(name, sources.count) for name in METRICS},
+        "remark": remark(METRICS, sources.count, sources.split),
+        "references": [(r, with_means(r.metrics)) for r in references],
         "data": data,
         "data_short": "/".join(data.replace("\\", "/").split("/")[-2:]),
         "sources": sources,
-        "starts": [start for arm in arms if (start := _start(arm)) is not None],
-        "difference_plot": Markup(difference_chart(rows)),
-        "charts": [(chart, Markup(chart.svg)) for chart in all_charts(arms, featured)],
+        "starts": [start for arm in arms if (start := _start(arm, val_metric)) is not None],
+        "difference_plot": Markup(difference_chart(rows, metric)),
+        "charts": [(chart, Markup(chart.svg)) for chart in all_charts(arms, featured, val_metric)],
         "guided": _guided(arms, featured, sources),
         "galleries": _galleries(sources, exhibits),
         "zero_shot": [(run, r) for arm in arms for run in arm.runs for r in run.results if r.task == CLASSIFICATION],
@@ -99,10 +107,10 @@ def _data_name(rows: Sequence[Row], sources: Sources) -> str:
     return str((run.recipe.get("data") or {}).get("source") or run.summary.get("data", ""))
 
 
-def _start(arm: Arm) -> dict[str, Any] | None:
+def _start(arm: Arm, metric: str) -> dict[str, Any] | None:
     """The untrained and the trained student of an arm on the val of its runs, means over seeds; None where not logged."""
-    starts = [with_primary(run.summary.get("untrained") or {}).get(PRIMARY) for run in arm.runs]
-    ends = [with_primary(run.summary["val"]).get(PRIMARY) for run in arm.runs]
+    starts = [with_means(run.summary.get("untrained") or {}).get(metric) for run in arm.runs]
+    ends = [with_means(run.summary["val"]).get(metric) for run in arm.runs]
     known = [(a, b) for a, b in zip(starts, ends) if a is not None and b is not None]
     if not known:
         return None

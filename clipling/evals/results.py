@@ -43,6 +43,8 @@ class Result:
     """pairs and captions, or images and classes."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95 % bootstrap intervals over pairs, by metric."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes the numbers worth less, such as pictures that the model was trained on."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

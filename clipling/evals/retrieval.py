@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from clipling.evals.chance import KS
 from clipling.evals.intervals import interval
 
 TIE = 1e-6
 """Cosines closer than this are a tie: fp32 encoders give equal pictures features that differ by about 1e-7."""
-
-KS = (1, 5, 10)
 
 _BLOCK_BYTES = 64 << 20
 

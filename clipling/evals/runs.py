@@ -113,7 +113,7 @@ def _json_or_empty(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Arm:
-    """The runs of one name over seeds: one row of the table."""
+    """The runs of one recipe over seeds: one row of the table."""
 
     label: str
     runs: list[Run] = field(default_factory=list)  # by seed
@@ -129,31 +129,50 @@ class Arm:
 
 
 def arms(runs: Sequence[Run]) -> list[Arm]:
-    """Runs of one name with different seeds become one arm; the order is that of first appearance.
+    """Runs whose recipes are equal apart from the seed become one arm; the order is that of first appearance.
 
-    Two runs of one name and one seed differ in something else: then each run is an arm of its own, named by its folder.
+    An arm has the name of its recipe. Where runs of one name differ in anything else, arms are named by folders.
     """
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
     found: list[Arm] = []
     for name, same in by_name.items():
-        seeds = [run.seed for run in same]
-        if len(set(seeds)) == len(seeds):
-            found.append(Arm(name, sorted(same, key=lambda r: r.seed)))
-        else:
-            found.extend(Arm(label, [run]) for label, run in zip(_labels(same), same))
+        alike = _alike(same)
+        labels = [name] if len(alike) == 1 else _labels(alike)
+        found += [Arm(label, sorted(group, key=lambda r: r.seed)) for label, group in zip(labels, alike)]
     return found
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Folder names, with as many parents as it takes to tell them apart."""
-    parts = [run.folder.resolve().parts for run in runs]
-    for depth in range(1, max(map(len, parts)) + 1):
-        labels = ["/".join(p[-depth:]) for p in parts]
-        if len(set(labels)) == len(labels):
-            return labels
-    raise UserError(f"the run {runs[0].folder} is given more than once")
+def _alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that only their seeds tell apart, together. A seed that comes twice was not the only difference: each run alone."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {key: value for key, value in run.recipe.items() if key != "seed"}
+        # The same recipe on a source that has changed meanwhile is another budget.
+        budget = [run.summary["samples_seen"], run.summary.get("train_pairs")]
+        groups.setdefault(json.dumps([settings, budget], sort_keys=True, default=str), []).append(run)
+    found: list[list[Run]] = []
+    for group in groups.values():
+        twice = len({run.seed for run in group}) < len(group)
+        found += [[run] for run in group] if twice else [group]
+    return found
+
+
+def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Folder names with as many parents as it takes to tell them apart; of several seeds, that of the folder that holds them."""
+    paths = [[run.folder.resolve() for run in group] for group in groups]
+    every = [path for group in paths for path in group]
+    if len(set(every)) < len(every):
+        raise UserError(f"the run {next(p for p in every if every.count(p) > 1).name} is given more than once")
+    parts, more = [], []
+    for group in paths:
+        parents = {path.parent for path in group}
+        holds_only_these = len(group) > 1 and len(parents) == 1 and sum(p.parent in parents for p in every) == len(group)
+        parts.append(group[0].parent.parts if holds_only_these else group[0].parts)
+        more.append("" if holds_only_these or len(group) == 1 else f" and {len(group) - 1} more")
+    depth = next(d for d in range(1, max(map(len, parts)) + 1) if len({p[-d:] for p in parts}) == len(parts))
+    return ["/".join(p[-depth:]) + rest for p, rest in zip(parts, more)]
 
 
 def baseline_of(found: Sequence[Arm], wanted: str | None = None) -> Arm | None:

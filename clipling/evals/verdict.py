@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from clipling.evals.measure import PRIMARY, Cell, Difference, budgets_differ, with_primary
+from clipling.evals.chance import KS, chance, judged, too_few
+from clipling.evals.measure import Cell, Difference, budgets_differ, with_means
 from clipling.evals.results import Result
 from clipling.evals.runs import Arm
 
@@ -35,40 +36,55 @@ class Verdict:
     warnings: list[str] = field(default_factory=list)
 
 
-def judge(rows: Sequence[Row], baseline: Arm | None, references: Sequence[Result], warnings: Sequence[str] = ()) -> Verdict:
-    """The honest verdict over all rows. Guided arms are judged against the baseline, every arm against its own start."""
+def judge(
+    rows: Sequence[Row],
+    baseline: Arm | None,
+    references: Sequence[Result],
+    warnings: Sequence[str] = (),
+    pairs: int | None = None,
+    split: str = "val",
+) -> Verdict:
+    """The honest verdict over all rows. Guided arms are judged against the baseline, every arm against its own start.
+
+    `pairs`: how many the numbers are measured on, None where that is not known; they decide which recall@k is judged by.
+    """
+    metric = judged(pairs)
+    if metric is None:
+        text = too_few(pairs, split)
+        return Verdict("unclear", "Too few pairs", f"{text[0].upper()}{text[1:]}.", [], list(warnings))
     base = next((row for row in rows if row.arm is baseline), None)
-    best = best_guided(rows)
+    best = best_guided(rows, metric)
     if base is None or best is None or best is base:
-        verdict = _alone(rows, base)
+        verdict = _alone(rows, base, metric)
     else:
         guided = [row for row in rows if row.arm.kind == "guided"]
-        verdict = _compared(best, base)
+        verdict = _compared(best, base, metric)
         if len(guided) > 1:
             verdict.points.append(f"{best.arm.label} is the best of {len(guided)} guided arms; picking the best of several flatters it.")
-        _against_controls(verdict, rows, best)
+        _against_controls(verdict, rows, best, metric)
     _against_start(verdict, rows)
-    _against_references(verdict, rows, references)
+    _against_references(verdict, rows, references, metric)
+    verdict.points += _not_judged(metric, pairs)
     verdict.warnings += warnings
     return verdict
 
 
-def best_guided(rows: Sequence[Row]) -> Row | None:
-    """The guided arm with the highest mean recall@10; controls are not candidates."""
+def best_guided(rows: Sequence[Row], metric: str) -> Row | None:
+    """The guided arm with the highest `metric`; controls are not candidates."""
     guided = [row for row in rows if row.arm.kind == "guided"]
-    return max(guided, key=lambda row: row.cells[PRIMARY].value, default=None)
+    return max(guided, key=lambda row: row.cells[metric].value, default=None)
 
 
-def _alone(rows: Sequence[Row], base: Row | None) -> Verdict:
-    best = max(rows, key=lambda row: row.cells[PRIMARY].value)
-    text = f"{best.arm.label} reaches {percent(best.cells[PRIMARY].value)} recall@10{_range(best.cells[PRIMARY])}."
+def _alone(rows: Sequence[Row], base: Row | None, metric: str) -> Verdict:
+    best = max(rows, key=lambda row: row.cells[metric].value)
+    text = f"{best.arm.label} reaches {percent(best.cells[metric].value)} {metric}{_range(best.cells[metric])}."
     missing = "a run of plain CLIP at the same budget" if base is None else "a guided run at the same budget"
     return Verdict("alone", "No comparison", text, [f"What guidance is worth here cannot be said: {missing} is missing."])
 
 
-def _compared(best: Row, base: Row) -> Verdict:
+def _compared(best: Row, base: Row, metric: str) -> Verdict:
     assert best.difference is not None
-    apart = best.difference[PRIMARY]
+    apart = best.difference[metric]
     plain = "plain CLIP" if base.arm.kind == "plain" else base.arm.label
     unequal = budgets_differ(best.budget, base.budget)
     points = [_how_sure(apart), _cost(best, base)]
@@ -76,7 +92,7 @@ def _compared(best: Row, base: Row) -> Verdict:
         common = sorted(set(best.arm.seeds) & set(base.arm.seeds))
         shared = f"the seeds that both have ({', '.join(map(str, common))})" if common else "one run of each, as they share no seed"
         points.append(f"The comparison is over {shared}; the table shows all.")
-    numbers = f"{percent(apart.ours)} recall@10 against {percent(apart.theirs)}"
+    numbers = f"{percent(apart.ours)} {metric} against {percent(apart.theirs)}"
     if unequal:
         text = f"{best.arm.label} scores {numbers} of {plain}, but at another budget. This does not show what guidance is worth."
         return Verdict("unequal", "Budgets differ", text, points, ["The budgets differ: " + "; ".join(unequal) + "."])
@@ -118,12 +134,12 @@ def _cost(best: Row, base: Row) -> str:
     )
 
 
-def _against_controls(verdict: Verdict, rows: Sequence[Row], best: Row) -> None:
+def _against_controls(verdict: Verdict, rows: Sequence[Row], best: Row, metric: str) -> None:
     """What random neighbours reach; where that is no less, it is not the neighbours that help."""
     for row in rows:
         if row.arm.kind == "control":
-            value = row.cells[PRIMARY].value
-            gap = 100 * (best.cells[PRIMARY].value - value)
+            value = row.cells[metric].value
+            gap = 100 * (best.cells[metric].value - value)
             said = f"With random neighbours ({row.arm.label}) it is {percent(value)}, "
             if gap > 0:
                 verdict.points.append(f"{said}{gap:.1f} points below {best.arm.label}.")
@@ -135,32 +151,44 @@ def _against_start(verdict: Verdict, rows: Sequence[Row]) -> None:
     """An arm that did not learn is the first thing to say."""
     for row in rows:
         for run in row.arm.runs:
-            start, end = (with_primary(run.summary.get(k) or {}).get(PRIMARY) for k in ("untrained", "val"))
+            n = int(run.summary.get("val_pairs") or 0)
+            metric = judged(n)
+            if metric is None or not n:
+                continue  # its val pairs are too few to say anything, or were not counted
+            start, end = (with_means(run.summary.get(k) or {}).get(metric) for k in ("untrained", "val"))
             if start is None or end is None:
                 continue
-            n = max(1, int(run.summary.get("val_pairs", 1)))
             if end - start <= 2 * math.sqrt(max(start * (1 - start), end * (1 - end)) / n):
                 verdict.tone, verdict.title = "loss", "Training did not help"
                 verdict.text = (
                     f"{row.arm.label} (seed {run.seed}) does not beat its untrained start on val: "
-                    f"{percent(end)} recall@10 against {percent(start)}. " + verdict.text
+                    f"{percent(end)} {metric} against {percent(start)}. " + verdict.text
                 )
                 return
 
 
-def _against_references(verdict: Verdict, rows: Sequence[Row], references: Sequence[Result]) -> None:
+def _against_references(verdict: Verdict, rows: Sequence[Row], references: Sequence[Result], metric: str) -> None:
     """A model that could be had without training, and is better, is the first thing to say."""
-    top = max(row.cells[PRIMARY].value for row in rows)
-    scored = [(with_primary(r.metrics)[PRIMARY], r) for r in references if PRIMARY in with_primary(r.metrics)]
+    top = max(row.cells[metric].value for row in rows)
+    scored = [(with_means(r.metrics)[metric], r) for r in references if metric in with_means(r.metrics)]
     if not scored:
         return
     value, best = max(scored, key=lambda pair: pair[0])
     if value >= top:
         verdict.tone = "loss"
         verdict.title = "A ready model is better"
-        verdict.text = f"{best.model} reaches {percent(value)} recall@10 without this training. " + verdict.text
+        verdict.text = f"{best.model} reaches {percent(value)} {metric} without this training. " + verdict.text
     else:
-        verdict.points.append(f"The best ready-made model tried, {best.model}, reaches {percent(value)} recall@10.")
+        verdict.points.append(f"The best ready-made model tried, {best.model}, reaches {percent(value)} {metric}.")
+
+
+def _not_judged(metric: str, pairs: int | None) -> list[str]:
+    """Why it is not the recall@10 that readers expect."""
+    largest = f"recall@{max(KS)}"
+    level = chance(largest, pairs)
+    if metric == largest or level is None:
+        return []
+    return [f"On {pairs} pairs chance alone reaches {percent(level)} {largest}, so this is judged by {metric}."]
 
 
 def _range(cell: Cell) -> str:

@@ -22,6 +22,10 @@ from clipling.guides.search import ExactSearch
 from clipling.guides.stored import BankRows
 
 AT_ONCE = 2048
+OTHERWISE = (
+    "Leave the bank out (--guide), and one with the crops of this training is built and cached; or let the encoder run at every "
+    "step: --set guide.active=online."
+)
 
 
 class Queries(Protocol):
@@ -150,12 +154,12 @@ def check_views(bank: BankRows, augment: Augment, seed: int) -> None:
     """Raises UserError unless the bank's views are the crops that `crops(augment, seed, ...)` shows of its pairs."""
     views = bank.manifest["views"]
     if views is None or bank.views is None:
-        raise UserError("the bank has no views. Build it with views=K and the augmentation of the training, or use the encoder online.")
+        raise UserError(f"the bank has no views: it holds whole pictures, and not the crops that the student sees. {OTHERWISE}")
     if not bank.as_built:
-        raise UserError("the bank's views belong to the pairs that it was built from, in their order. Build a bank of the training pairs.")
+        raise UserError(f"the bank's views belong to the pairs that it was built from, in their order, and these are others. {OTHERWISE}")
     count = views["count"]
     if augment.views != count:
-        raise UserError(f"the bank holds {count} views of each picture, the augmentation draws from {augment.views}")
+        raise UserError(f"the bank holds {count} views of each picture, the augmentation draws from {augment.views}. {OTHERWISE}")
     made = Augment(**{key: tuple(value) if isinstance(value, list) else value for key, value in views["augment"].items()})
     pair = np.arange(min(len(bank), 64))
     aspect = np.linspace(0.5, 2, len(pair))
@@ -165,5 +169,5 @@ def check_views(bank: BankRows, augment: Augment, seed: int) -> None:
         if not all(np.array_equal(one, other) for one, other in zip(shown, held)):
             raise UserError(
                 f"the bank's views are crops of another augmentation or seed ({views['augment']}, seed {views['seed']}) than the "
-                f"training's ({augment}, seed {seed}). Build the bank with those of the training."
+                f"training's ({augment}, seed {seed}). {OTHERWISE}"
             )

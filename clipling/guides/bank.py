@@ -30,7 +30,7 @@ from clipling.errors import UserError
 from clipling.guides.encoders import ImageEncoder, TextEncoder, device_text, open_image_encoder, open_text_encoder
 from clipling.guides.features import Block, Features
 from clipling.guides.progress import Progress, silent
-from clipling.guides.rows import save_array, write_parts
+from clipling.guides.rows import reading, save_array, write_parts
 from clipling.guides.stored import (
     FORMAT,
     MANIFEST,
@@ -39,10 +39,11 @@ from clipling.guides.stored import (
     Bank,
     BankRows,
     captions_digest,
+    read_manifest,
     shard_name,
     write_pairs_file,
 )
-from clipling.store import atomic_produce, cache_dir, read_json, write_json
+from clipling.store import atomic_produce, cache_dir, write_json
 
 __all__ = ["Bank", "BankRows", "bank_for", "build_bank"]
 
@@ -174,7 +175,7 @@ class _Build:
         """Whether there is work left in `out`; UserError when it is not ours to work in."""
         finished = (self.out / MANIFEST).is_file()
         started = self.parts / "plan.json"
-        found = read_json(self.out / MANIFEST) if finished else read_json(started) if started.is_file() else None
+        found = read_manifest(self.out / MANIFEST) if finished else self._plan_of(started) if started.is_file() else None
         if found is None:
             if self.out.is_dir() and any(p.name != self.parts.name for p in self.out.iterdir()):
                 raise UserError(f"{self.out} exists and is not a bank. Choose another folder, or empty this one.")
@@ -190,6 +191,10 @@ class _Build:
         if finished:
             shutil.rmtree(self.parts, ignore_errors=True)
         return not finished
+
+    def _plan_of(self, path: Path) -> dict[str, Any]:
+        with reading(path):
+            return dict(json.loads(path.read_text(encoding="utf-8")))
 
     def blocks(self) -> list[Block]:
         """All the work, in a fixed order."""

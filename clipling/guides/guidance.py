@@ -161,6 +161,10 @@ class BankGuide:
             "tables": self.tables_info,
             "neighbours_sample": [self._sample(pairs, i) for i in self._sampled()],
         }
+        most = {space: int((table.ids[:, : self.k] >= 0).sum(axis=1).max(initial=0)) for space, table in self.tables.items()}
+        short = [f"{count} in the {space} space" for space, count in most.items() if count < self.k]
+        if short:
+            about["note"] = f"k is {self.k}, but no pair has more neighbours than {' and '.join(short)}: one of those is drawn"
         return {**about, "control_left": self.left} if self.left else about
 
     def _sampled(self) -> list[int]:

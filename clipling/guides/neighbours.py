@@ -73,10 +73,14 @@ class Table:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(file["about"].tobytes())
                 made = cls(file["ids"], file["sims"], about["rows_hash"], about["hubness"], about["info"])
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"the neighbour table {path} cannot be read ({error}). Remove it, and it is made again.") from error
-        if about["format"] != FORMAT:
-            raise UserError(f"the neighbour table {path} has format {about['format']}; this version reads {FORMAT}. Remove it.")
+                form = about["format"]
+            if made.ids.ndim != 2 or made.ids.dtype != np.int64 or made.sims.shape != made.ids.shape:
+                raise ValueError(f"ids are {made.ids.dtype} {made.ids.shape}, sims {made.sims.shape}")
+        except Exception as error:  # zipfile, zlib, numpy and json have errors of many kinds for a wrong byte
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"the neighbour table {path} cannot be read ({why}). Remove it, and it is made again.") from error
+        if form != FORMAT:
+            raise UserError(f"the neighbour table {path} has format {form}; this version reads {FORMAT}. Remove it.")
         if rows is not None and made.rows_hash != rows_digest(rows):
             raise UserError(f"the neighbour table {path} was made for another training split. Remove it, and it is made again.")
         return made
@@ -211,21 +215,37 @@ class _Job:
         digest = self.digest()
         final, parts = folder / f"{self.space}-{digest[:16]}.npz", folder / f"{self.space}-{digest[:16]}.parts"
         files = {start: parts / f"{start:010d}-{self.block}.npz" for start in self.starts()}
-        if not final.is_file():
+        made = self._kept(final)
+        if made is None:
             mine = [start for start in self.starts() if start // self.block % world == rank]
             self._make(mine, files, progress)
             if rank == 0:
                 # a second run that makes the same table may be quicker, and removes the blocks
-                _wait_for(lambda: final.is_file() or all(file.is_file() for file in files.values()))
-                if not final.is_file():
-                    self.finished([_load_arrays(files[start]) for start in self.starts()], digest).save(final)
+                _wait_for(lambda: self._kept(final) is not None or all(file.is_file() for file in files.values()))
+                if self._kept(final) is None:
+                    self.finished([self._block(start, files[start]) for start in self.starts()], digest).save(final)
             else:
-                _wait_for(final.is_file)
+                _wait_for(lambda: self._kept(final) is not None)
+            made = Table.load(final, self.rows)
         if rank == 0:
             shutil.rmtree(parts, ignore_errors=True)
             for left in folder.glob(f".{final.name}.*.tmp"):
                 left.unlink(missing_ok=True)
-        return Table.load(final, self.rows)
+        return made
+
+    def _kept(self, final: Path) -> Table | None:
+        """The finished table; None when there is none or it is damaged: it is only a cache, and is made again."""
+        try:
+            return Table.load(final, self.rows)
+        except UserError:
+            return None
+
+    def _block(self, start: int, file: Path) -> tuple[np.ndarray, np.ndarray]:
+        """A block that is on disk, made again where it is damaged."""
+        try:
+            return _load_arrays(file)
+        except Exception:  # as in `Table.load`
+            return self.one_block(start)
 
     def _make(self, starts: Sequence[int], files: dict[int, Path], progress: Progress) -> None:
         sizes = {start: min(self.block, len(self.numbers) - start) for start in starts}

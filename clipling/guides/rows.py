@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,10 +44,13 @@ class Rows:
     @classmethod
     def open(cls, files: Sequence[Path]) -> Rows:
         """Raises UserError when a file is missing or is not what was written."""
-        try:
-            shards = [np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files]
-        except (OSError, ValueError) as error:
-            raise UserError(f"the bank's file {error} cannot be read. Build the bank again in a new folder.") from error
+        shards: list[np.ndarray] = []
+        for file in files:
+            with reading(file):
+                shards.append(np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)))
+            shape, dtype = shards[-1].shape, shards[-1].dtype
+            if len(shape) != 2 or dtype != np.float16 or shape[1] != shards[0].shape[1]:
+                raise damaged(file, f"holds {dtype} {list(shape)}")
         return cls(shards, len(shards[0]))
 
     def __len__(self) -> int:
@@ -126,6 +130,23 @@ class Rows:
         for shard in self.shards:
             for start in range(0, len(shard), AT_ONCE):
                 shard[start : start + AT_ONCE].max()
+
+
+def damaged(file: Path, why: str) -> UserError:
+    """The error for a file of a bank that is not what was written."""
+    return UserError(f"the bank {file.parent} is damaged: {file.name} {why}. Remove the folder and build the bank again.")
+
+
+@contextlib.contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turns whatever goes wrong while a bank's file is read into `damaged`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise damaged(file, "is missing") from error
+    except Exception as error:  # numpy, pyarrow and json have errors of many kinds for a wrong byte
+        reason = (str(error).splitlines() or [""])[0]
+        raise damaged(file, f"cannot be read ({type(error).__name__}: {reason})") from error
 
 
 def _inverse(rows: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,13 +14,22 @@ import numpy as np
 
 from clipling.data.pairs import Pairs
 from clipling.errors import UserError
-from clipling.guides.rows import Rows, segment_means
-from clipling.store import atomic_produce, read_json
+from clipling.guides.rows import Rows, damaged, reading, segment_means
+from clipling.store import atomic_produce
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 PAIRS_FILE = "pairs.parquet"
 VALID_FILE = "valid.npy"
+# What is asked of a manifest, by part ("" is the whole).
+KEYS = {
+    "": ("pairs", "captions", "pairs_fingerprint", "image", "text", "views", "licences", "shards"),
+    "image": ("encoder", "weights", "dim", "preprocess"),
+    "text": ("encoder", "weights", "dim"),
+    "shards": ("image", "text", "views"),
+    "views": ("count", "seed", "augment"),
+    "licences": (),
+}
 
 
 @dataclass(frozen=True)
@@ -84,24 +94,40 @@ class Bank:
         self.image = Rows.open(self._files("image"))
         self.text = Rows.open(self._files("text"))
         self.views = Rows.open(self._files("views")) if manifest["views"] else None
-        self.valid: np.ndarray = np.load(folder / VALID_FILE)
-        self.keys, self.image_hashes, self.caption_hashes, self.offsets = read_pairs_file(folder / PAIRS_FILE)
+        with reading(folder / VALID_FILE):
+            self.valid: np.ndarray = np.load(folder / VALID_FILE, allow_pickle=False)
+        with reading(folder / PAIRS_FILE):
+            self.keys, self.image_hashes, self.caption_hashes, self.offsets = read_pairs_file(folder / PAIRS_FILE)
+        self._check()
 
     @classmethod
     def open(cls, folder: Path | str) -> Bank:
-        """Raises UserError when the folder is not a finished bank."""
+        """Raises UserError when the folder is not a finished bank, or a file of it is not what was written."""
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"there is no bank at {folder}. `clipling bank SOURCE --out {folder}` builds one.")
         if not (folder / MANIFEST).is_file():
             raise UserError(f"{folder} is not a finished bank: it has no {MANIFEST}. `clipling bank SOURCE --out {folder}` continues it.")
-        manifest = read_json(folder / MANIFEST)
-        if manifest.get("format") != FORMAT:
-            raise UserError(f"the bank {folder} has format {manifest.get('format')}; this version reads {FORMAT}. Build it again.")
-        return cls(folder, manifest)
+        return cls(folder, read_manifest(folder / MANIFEST))
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def _check(self) -> None:
+        """Raises UserError unless the files hold what the manifest says."""
+        manifest, (pairs, captions) = self.manifest, (self.manifest["pairs"], self.manifest["captions"])
+        rows = {"image": (self.image, pairs, "image"), "text": (self.text, captions, "text")}
+        if self.views is not None:
+            rows["views"] = (self.views, pairs * manifest["views"]["count"], "image")
+        for kind, (found, count, side) in rows.items():
+            if found.shape != (count, manifest[side]["dim"]):
+                files = shard_name(kind, 0) if len(found.shards) == 1 else f"{shard_name(kind, 0)} ..."
+                raise damaged(self.folder / files, f"holds {list(found.shape)}, but {MANIFEST} says {[count, manifest[side]['dim']]}")
+        if self.valid.shape != (pairs,) or self.valid.dtype != bool:
+            raise damaged(self.folder / VALID_FILE, f"holds {self.valid.dtype} {list(self.valid.shape)}, but {MANIFEST} says {pairs} pairs")
+        held = len(self.keys), int(self.offsets[-1])
+        if held != (pairs, captions):
+            raise damaged(self.folder / PAIRS_FILE, f"holds {held} pairs and captions, but {MANIFEST} says {(pairs, captions)}")
 
     def _files(self, kind: str) -> list[Path]:
         return [self.folder / shard_name(kind, i) for i in range(self.manifest["shards"][kind])]
@@ -143,6 +169,32 @@ class Bank:
                 f"Give the bank of this source, or build one: clipling bank {pairs.name} --out FOLDER"
             )
         return index
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a bank. Raises UserError when it is of another format, or lacks what every manifest has."""
+    with reading(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise damaged(path, "is no manifest")
+    if found.get("format") != FORMAT:
+        raise UserError(
+            f"the bank {path.parent} has format {found.get('format')}; this version reads {FORMAT}. "
+            "Remove the folder and build the bank again."
+        )
+    for part, keys in KEYS.items():
+        held = found.get(part) if part else found
+        if part == "views" and held is None:
+            continue
+        missing = [key for key in keys if key not in held] if isinstance(held, dict) else [part]
+        if missing:
+            raise damaged(path, f"says nothing of {', '.join(f'{part}.{key}' if part and part != key else key for key in missing)}")
+    sides = [found["image"]["dim"], found["text"]["dim"], found["shards"]["image"], found["shards"]["text"]]
+    views = [found["shards"]["views"], found["views"]["count"]] if found["views"] else []
+    numbers = [found["pairs"], found["captions"], *sides, *views]
+    if not all(isinstance(number, int) and number >= 1 for number in numbers):
+        raise damaged(path, f"has numbers that no bank has ({', '.join(map(repr, numbers))})")
+    return found
 
 
 def differ(one: str, other: str) -> bool:

@@ -107,6 +107,56 @@ def test_damaged_entries_are_made_again(tmp_path, fresh_cache):
     assert np.array_equal(Pixels.open(pairs, 16, block=4)[:], expected)
 
 
+def spoil_header(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.write(bytes(64))
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "aspect.npy"])
+def test_a_lost_header_or_tail_is_noticed_though_all_is_marked_as_done(tmp_path, fresh_cache, name):
+    pairs = make_pairs(tmp_path / "in", 12)
+    first = Pixels.open(pairs, 16, block=4)
+    expected, aspect = first[:], first.aspect.copy()
+    spoil_header(first.folder / name)
+    again = Pixels.open(pairs, 16, block=4)
+    assert np.array_equal(again[:], expected)
+    assert np.array_equal(again.aspect, aspect)
+    os.truncate(first.folder / name, 150)  # within the rows: what comes after would be zeros
+    again = Pixels.open(pairs, 16, block=4)
+    assert np.array_equal(again[:], expected)
+    assert np.array_equal(again.aspect, aspect)
+    (first.folder / name).unlink()
+    assert np.array_equal(Pixels.open(pairs, 16, block=4)[:], expected)
+    spoil_header(first.folder / "aspect.npy")
+    assert np.array_equal(Pixels.open(pairs, 16, block=4, limit_bytes=0).aspect, aspect)
+
+
+def test_a_mend_that_is_broken_off_is_no_finished_entry(tmp_path, fresh_cache, monkeypatch):
+    pairs = make_pairs(tmp_path / "in", 12)
+    first = Pixels.open(pairs, 16, block=4)
+    expected = first[:]
+    (first.folder / "pixels.npy").write_bytes(bytes((first.folder / "pixels.npy").stat().st_size))  # all of it is lost
+
+    def stops(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pixels, "decode", stops)
+        with pytest.raises(KeyboardInterrupt):
+            Pixels.open(pairs, 16, block=4)
+    assert np.array_equal(Pixels.open(pairs, 16, block=4)[:], expected)
+
+
+@pytest.mark.parametrize("marks", ["[]", "{}", '{"done": "0101"}', '{"block": 4, "done": 3}', "", "{"])
+def test_marks_that_are_damaged_are_ignored(tmp_path, fresh_cache, marks):
+    pairs = make_pairs(tmp_path / "in", 8)
+    first = Pixels.open(pairs, 16, block=4)
+    expected = first[:]
+    (first.folder / "manifest.json").unlink()
+    (first.folder / "done").write_text(marks)
+    assert np.array_equal(Pixels.open(pairs, 16, block=4)[:], expected)
+
+
 def test_progress_counts_pictures(tmp_path, fresh_cache):
     seen = []
     Pixels.open(make_pairs(tmp_path / "in", 10), 8, block=4, progress=lambda done, total: seen.append((done, total)))

@@ -156,7 +156,7 @@ def test_bad_rows_of_a_table(tmp_path):
         ("missing image", "nothere.jpg"),
         ("unreadable image", "bad\0name.jpg"),
     ]
-    with pytest.raises(UserError, match=r"9 of 12 rows.*\n[^$]*--max-bad"):
+    with pytest.raises(UserError, match=r"9 of 12 rows.*\n[^$]*data\.max_bad"):
         open_pairs(str(tmp_path / "t.csv"))
     with pytest.raises(UserError, match="cannot be used"):
         open_pairs(str(put(tmp_path / "u.csv", b"filepath,title\nnothere.jpg,b\n")))

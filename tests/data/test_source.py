@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from clipling.data import index
-from clipling.data.source import open_pairs
+from clipling.data.source import fitting_options, open_pairs
 from clipling.errors import UserError
 from tests.data.making import picture, pictures, put, tar
 
@@ -99,6 +99,27 @@ def test_the_index_notices_every_change(tmp_path):
         assert holds(pairs), name
         fingerprints.add(pairs.fingerprint)
     assert len(fingerprints) == 5
+
+
+def test_too_many_bad_rows_name_a_setting_that_exists(tmp_path):
+    pictures(tmp_path, 1)
+    path = str(put(tmp_path / "t.csv", "filepath,title\n0.jpg,a\n7.jpg,b\n"))
+    with pytest.raises(UserError, match=r"Mend these rows first.*--set data\.max_bad=") as error:
+        open_pairs(path)
+    assert "--max-bad" not in str(error.value)
+
+
+def test_options_are_used_where_they_apply(tmp_path):
+    pictures(tmp_path, 1)
+    table = str(put(tmp_path / "t.csv", "pic,title,sku\n0.jpg,a,x\n"))
+    folder = str(folder_of(tmp_path / "a", 2))
+    given = {"image_column": "pic", "caption_column": "words", "group": "sku", "separator": "comma"}
+    assert fitting_options(table, given, folder) == {**given, "caption_column": None}
+    assert not any(fitting_options(folder, given, table).values())
+    assert not any(fitting_options("demo:emoji", given, table).values())
+    shards = str(tar(tmp_path / "x.tar", {"a.jpg": picture(1), "a.txt": "a"}))
+    assert not any(fitting_options(shards, given, table).values())
+    assert fitting_options(shards, given, shards) == {**given, "image_column": None, "separator": None}
 
 
 def test_a_missing_image_that_comes_back(tmp_path):

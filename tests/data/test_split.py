@@ -93,6 +93,26 @@ def test_published_split_is_taken():
     assert len(split(partly)[0]) == 9
 
 
+def test_published_train_rows_that_are_also_held_out_are_left_out(fresh_cache):
+    names = ["train"] * 5 + ["val", "test", "test"]
+    pairs = pairs_of([0, 1, 2, 3, 4, 1, 6, 2], ["", "", "", "g", "h", "", "g", ""], [{"split": name} for name in names])
+    for _ in range(2):
+        train, val = split(pairs)
+        assert (train.tolist(), val.tolist()) == ([0, 4], [5])
+        assert train.dtype == np.int64
+        assert pairs.problems.counts() == {"also held out": 3}
+    assert [problem.where for problem in pairs.problems] == ["k1", "k2", "k3"]
+    assert "k3" in pairs.problems.list_file().read_text()
+    with pytest.raises(UserError, match="every train pair"):
+        split(pairs_of([0, 1, 0, 1], extras=[{"split": name} for name in ("train", "train", "test", "test")]))
+
+
+@pytest.mark.parametrize(("names", "found"), [(["test"] * 3, "has 3 test and no train"), (["val", "test", "test"], "1 val, 2 test")])
+def test_a_published_split_without_train_says_so(names, found):
+    with pytest.raises(UserError, match=found):
+        split(pairs_of([1, 2, 3], extras=[{"split": name} for name in names]))
+
+
 def test_nothing_to_hold_out():
     for pairs in (pairs_of([1, 1, 1]), pairs_of([1, 2, 3], ["g"] * 3), pairs_of([])):
         with pytest.raises(UserError, match="held out"):

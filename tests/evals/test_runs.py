@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clipling.errors import UserError
+from clipling.evals.measure import budget
 from clipling.evals.runs import arms, baseline_of, read_events, read_run
 from tests.evals.folders import make_run
 
@@ -22,6 +23,25 @@ def test_runs_of_one_name_and_seed_are_told_apart_by_their_folders(tmp_path):
     assert [a.label for a in arms(runs)] == ["small/ping", "large/ping"]
     with pytest.raises(UserError, match="more than once"):
         arms([runs[0], runs[0]])
+
+
+def test_runs_with_other_settings_are_no_seeds_of_each_other(tmp_path):
+    """One name, different seeds, and something else that differs: never one row with a spread."""
+    slow, quick = {"optimiser": {"lr": 1e-3}}, {"optimiser": {"lr": 2e-3}}
+    runs = [read_run(make_run(tmp_path / f, seed=s, recipe=r)) for f, s, r in (("slow", 0, slow), ("quick", 1, quick))]
+    assert [(a.label, a.seeds) for a in arms(runs)] == [("slow", [0]), ("quick", [1])]
+    places = [(f, s) for f in ("slow", "quick") for s in (0, 1)]
+    runs = [read_run(make_run(tmp_path / "b" / f / f"seed-{s}", seed=s, recipe=slow if f == "slow" else quick)) for f, s in places]
+    assert [(a.label, a.seeds) for a in arms(runs)] == [("slow", [0, 1]), ("quick", [0, 1])]
+    apart = [read_run(make_run(tmp_path / "c" / f"{i}", seed=i, recipe=slow if i < 2 else quick)) for i in range(3)]
+    assert [a.label for a in arms(apart)] == ["0 and 1 more", "2"], "folders that lie side by side"
+
+
+def test_runs_of_another_budget_are_no_seeds_of_each_other(tmp_path):
+    runs = [read_run(make_run(tmp_path / str(n), seed=i, samples=n)) for i, n in enumerate((6400, 64))]
+    found = arms(runs)
+    assert [a.label for a in found] == ["6400", "64"]
+    assert [budget(a)["samples_seen"] for a in found] == [6400, 64]
 
 
 @pytest.mark.parametrize(

@@ -115,3 +115,41 @@ def test_the_best_of_several_is_called_that(tmp_path):
 def test_runs_on_different_data_are_warned_about(tmp_path):
     made = compared(tmp_path, {"source": "photos"}, {"name": "ping", "guide": GUIDE, "source": "other"})
     assert any("different data" in warning for warning in made["warnings"])
+
+
+@pytest.mark.parametrize(("pairs", "metric"), [(50, "recall@10"), (49, "recall@5"), (24, "recall@1")])
+def test_a_recall_that_chance_reaches_does_not_judge(tmp_path, pairs, metric):
+    """recall@k judges only where k / pairs is at most 20 %."""
+    small = {"summary": {"val_pairs": pairs}}
+    made = compared(tmp_path, *seeds("clip", [0.2, 0.21], **small), *seeds("ping", [0.4, 0.411], guide=GUIDE, **small))
+    assert made["judged_by"] == metric
+    assert f"{metric} against" in made["verdict"].splitlines()[0]
+    plain = {"recall@10": "24.0", "recall@5": "23.0", "recall@1": "22.0"}[metric]  # level 0.205 + 0.015 + 0.01 each
+    assert f"against {plain} %" in made["verdict"]
+    assert ("so this is judged by" in made["verdict"]) == (metric != "recall@10")
+    assert f"chance, {pairs} pairs" in made["table"]
+    assert f"{100 * 10 / pairs:.1f}" in made["table"]
+
+
+def test_too_few_pairs_judge_nothing(tmp_path):
+    small = {"summary": {"val_pairs": 4, "untrained": dict.fromkeys(METRICS, 0.9)}}
+    made = compared(tmp_path, *seeds("clip", [0.2, 0.21], **small), *seeds("ping", [0.9, 0.911], guide=GUIDE, **small))
+    assert made["verdict"].startswith("Only 4 held-out pairs: too few to judge; give --val.")
+    assert "beat" not in made["verdict"]
+    assert made["tone"] == "unclear"
+
+
+def test_the_start_is_judged_by_what_chance_does_not_reach(tmp_path):
+    """recall@10 of 12 pairs is high before training; recall@1 shows what was learned, or that nothing was."""
+    saturated = {"i2t_recall@1": 0.02, "t2i_recall@1": 0.02} | {f"{d}_recall@{k}": 0.9 for d in ("i2t", "t2i") for k in (5, 10)}
+    made = compared(tmp_path, {"level": 0.7, "summary": {"untrained": saturated, "val_pairs": 12}})
+    assert "does not beat its untrained start" not in made["verdict"]
+    made = compared(tmp_path / "b", {"level": 0.02, "summary": {"untrained": saturated, "val_pairs": 12}})
+    assert "does not beat its untrained start on val: 3.5 % recall@1 against 2.0 %" in made["verdict"]
+
+
+@pytest.mark.parametrize(("best", "said"), [("mean_recall", True), ("recall@10", True), ("last", False)])
+def test_checkpoints_chosen_on_val_are_said(tmp_path, best, said):
+    made = compared(tmp_path, {"recipe": {"evaluation": {"best": best}}})
+    lines = [w for w in made["warnings"] if f"chosen on these val pairs (by {best})" in w]
+    assert len(lines) == said

@@ -138,8 +138,11 @@ def test_crops_of_another_training_are_refused(tmp_path, small):
         return open_guide(of, tmp_path / folder, k=2, active="views", **{"augment": augment, "seed": 4, **options})
 
     opened()
-    with pytest.raises(UserError, match="no views"):
+    with pytest.raises(UserError, match="no views") as refused:
         opened("plain")
+    for way in ("--guide", "--set guide.active=online"):  # what a user can do: no verb builds a bank with views
+        assert way in str(refused.value)
+    assert "views=K" not in str(refused.value)
     with pytest.raises(UserError, match="in their order"):
         opened(of=pairs.subset(range(20)))
     with pytest.raises(UserError, match="another augmentation or seed"):

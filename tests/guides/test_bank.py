@@ -26,6 +26,7 @@ def build(pairs, out, **options):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A source with two broken pictures, and its bank."""
+    torch.set_num_threads(1)  # as in the tests, before whose own fixture this one runs: the last bits depend on it
     folder = tmp_path_factory.mktemp("bank")
     pairs = source(folder / "pictures", 40, broken=(5, 17))
     return pairs, build(pairs, folder / "bank")
@@ -159,6 +160,80 @@ def test_opening_what_is_no_bank(tmp_path, made):
     (copy / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(UserError, match="format 99"):
         Bank.open(copy)
+
+
+def cut(share):
+    return lambda path: os.truncate(path, int(path.stat().st_size * share))
+
+
+def other(array):
+    return lambda path: np.save(path, array)
+
+
+DAMAGES = [
+    *[(name, cut(share)) for name in ("valid.npy", "pairs.parquet", "image-00000.npy", "text-00000.npy") for share in (0, 0.1, 0.9)],
+    *[(name, lambda path: path.unlink()) for name in ("valid.npy", "pairs.parquet", "image-00000.npy")],
+    *[(name, lambda path: path.write_bytes(bytes(path.stat().st_size))) for name in ("valid.npy", "pairs.parquet", "text-00000.npy")],
+    *[("manifest.json", lambda path, text=text: path.write_text(text)) for text in ("", "[]", "3", "{", '{"format": 1}')],
+    ("valid.npy", other(np.ones(39, bool))),
+    ("valid.npy", other(np.ones(40))),
+    ("image-00000.npy", other(np.ones((39, 24), np.float16))),
+    ("image-00000.npy", other(np.ones((40, 23), np.float16))),
+    ("text-00000.npy", other(np.ones(40, np.float16))),
+    ("text-00000.npy", other(np.ones((79, 16)))),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_a_damaged_bank_is_named_with_its_file(made, tmp_path, name, damage):
+    pairs, bank = made
+    copy = tmp_path / "copy"
+    shutil.copytree(bank.folder, copy)
+    damage(copy / name)
+    for opened in (lambda: Bank.open(copy), lambda: build(pairs, copy)):
+        with pytest.raises(UserError) as refused:
+            opened()
+        message = str(refused.value)
+        assert str(copy) in message
+        assert name in message
+        assert "Remove the folder and build the bank again" in message
+
+
+@pytest.mark.parametrize("change", [{"pairs": 41}, {"captions": 3}, {"views": {}}, {"views": 2}, {"image": []}, {"text": {"dim": 16}},
+                                    {"shards": {"image": 0, "text": 1, "views": 0}}, {"shards": {"image": 2, "text": 1, "views": 0}},
+                                    {"shards": {"image": "1", "text": 1, "views": 0}}])  # fmt: skip
+def test_a_manifest_that_its_files_contradict(made, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(made[1].folder, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(UserError, match=r"copy is damaged: .* Remove the folder and build the bank again"):
+        Bank.open(copy)
+
+
+def test_any_wrong_byte_of_a_small_file_is_an_error_of_ours_or_harmless(made, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(made[1].folder, copy)
+    rng, refused = np.random.default_rng(0), 0
+    for name, upto in (("valid.npy", 128), ("manifest.json", None), ("image-00000.npy", 128), ("pairs.parquet", None)):
+        whole = (copy / name).read_bytes()
+        for place in rng.permutation(len(whole[:upto]))[:50].tolist():
+            (copy / name).write_bytes(whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :])
+            try:
+                Bank.open(copy)
+            except UserError:
+                refused += 1
+        (copy / name).write_bytes(whole)
+    assert refused > 70
+    Bank.open(copy)
+
+
+@pytest.mark.parametrize("text", ["[]", "", "{", "3"])
+def test_a_damaged_plan_of_a_half_built_bank(made, tmp_path, text):
+    (tmp_path / "b" / "building").mkdir(parents=True)
+    (tmp_path / "b" / "building" / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=r"plan.json|half-built"):
+        build(made[0], tmp_path / "b")
 
 
 def test_views_are_the_students_crops(tmp_path):

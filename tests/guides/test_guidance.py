@@ -213,5 +213,9 @@ def test_from_a_source_to_a_guide(tmp_path):
     assert (less.tables["image"].ids[20:] == -1).all()
     with pytest.raises(UserError, match="another source"):
         open_guide(source(tmp_path / "q", 10, seed=5), bank.folder)
+    few = open_guide(train, bank.folder, rows=np.arange(4), k=9)
+    assert "k is 9, but no pair has more neighbours than 2 in the image space and 2" in few.describe(train)["note"]
+    assert few.lookup(np.arange(36), 0)["image"].others.shape == (36, 9)
+    assert "note" not in guide.describe(train)
     with pytest.raises(UserError, match="no training pair"):
         open_guide(train, bank.folder, rows=np.array([0]), k=1)

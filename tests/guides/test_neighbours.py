@@ -196,6 +196,72 @@ def test_a_folder_keeps_tables_apart_by_what_they_were_made_from(tmp_path):
     assert len(list(tmp_path.iterdir())) == 6
 
 
+def damages(whole: bytes, count: int):
+    """Truncated, empty, zeroed, and with one wrong byte."""
+    rng = np.random.default_rng(0)
+    yield from (b"", whole[: len(whole) // 2], whole[:-1], bytes(len(whole)), b"[]")
+    for place in rng.permutation(len(whole))[:count].tolist():
+        yield whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :]
+
+
+def test_a_damaged_table_is_named_when_loaded_and_made_again_in_a_folder(tmp_path):
+    features, rows, links, valid = awkward(60, 8)
+
+    def made():
+        return build_table(features, rows, links, valid, 3, folder=tmp_path)
+
+    first = made()
+    (file,) = tmp_path.iterdir()
+    whole, refused = file.read_bytes(), 0
+    for damaged in damages(whole, 80):
+        file.write_bytes(damaged)
+        try:
+            found, message = Table.load(file), None
+        except UserError as error:
+            found, message = made(), str(error)
+            refused += 1
+        assert same(found, first)  # also where a byte says nothing, as in a date of the zip
+        if message:
+            assert str(file) in message
+            assert file.read_bytes() == whole
+            assert list(tmp_path.iterdir()) == [file]
+    assert refused > 60
+    np.savez(tmp_path / "other.npz", ids=first.ids, sims=first.sims, about=np.frombuffer(b"[]", np.uint8))
+    np.save(tmp_path / "array.npy", first.ids)
+    for name in ("other.npz", "array.npy"):
+        with pytest.raises(UserError, match=name):
+            Table.load(tmp_path / name)
+
+
+def test_damaged_blocks_of_a_table_are_made_again(tmp_path):
+    features, rows, links, valid = awkward(60, 8)
+    first = build_table(features, rows, links, valid, 3, folder=tmp_path / "whole", block=16)
+    (final,) = (tmp_path / "whole").iterdir()
+    parts = tmp_path / "killed" / f"{final.stem}.parts"
+    parts.mkdir(parents=True)
+    (parts / "0000000000-16.npz").write_bytes(b"")
+    (parts / "0000000016-16.npz").write_bytes(b"PK")
+    assert same(build_table(features, rows, links, valid, 3, folder=tmp_path / "killed", block=16), first)
+
+
+@needs_fork
+def test_several_processes_make_a_damaged_table_again(tmp_path):
+    features, rows, links, valid = awkward(200, 16)
+    alone = build_table(features, rows, links, valid, 4, block=37, folder=tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    children = []
+    for rank in range(3):
+        child = os.fork()
+        if child == 0:
+            made = build_table(features, rows, links, valid, 4, block=37, folder=tmp_path, rank=rank, world=3)
+            os._exit(0 if same(made, alone) else 1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 3
+    assert file.read_bytes() == whole
+
+
 @needs_fork
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_processes_make_the_same_table(tmp_path, world):
