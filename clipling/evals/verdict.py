@@ -130,7 +130,8 @@ def _cost(best: Row, base: Row) -> str:
     return (
         f"Budget: {ours['samples_seen']:,} samples seen, {millions(ours['parameters'])} parameters "
         f"({millions(ours['parameters_without_token_rows'])} without token rows); "
-        f"{best.arm.label} took {ratio:.2f} times the seconds of {base.arm.label}."
+        f"{best.arm.label} took {ratio:.2f} times the seconds of {base.arm.label} (training steps by the clock, whatever else the machine "
+        "was doing; building a bank is not counted)."
     )
 
 
