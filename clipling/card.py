@@ -16,7 +16,7 @@ tags: [clip, image-text, clipling]
 ---
 # {{ recipe.name }}: a small CLIP model
 
-Trained with clipling on {{ summary.train_pairs }} image-text pairs of `{{ recipe.data.source.split("/")[-1] }}`, seed {{ summary.seed }}.
+Trained with clipling on {{ "{:,}".format(summary.train_pairs) }} image-text pairs of `{{ data }}`, seed {{ summary.seed }}.
 
 | | |
 |---|---|
@@ -55,6 +55,7 @@ def model_card(summary: Mapping[str, Any], recipe: Recipe, licences: Mapping[str
         recipe=recipe,
         student=recipe.student.init.get("model", recipe.student.config),
         sizes=summary["parameters"],
+        data=recipe.data.source.replace("\\", "/").rstrip("/").split("/")[-1],
         objective=" + ".join(_weighted(name, term.weight) for name, term in recipe.objective.items()),
         licences=licences,
     )

@@ -45,7 +45,9 @@ def _train(result: Mapping[str, Any]) -> str:
         f"{result['seconds']:.0f} s of steps, {result['parameters']['total_without_token_rows'] / 1e6:.2f} M parameters without token rows"
     )
     header = [f"on {pairs} pairs held out, %", "chance", "untrained", "best"]
-    return f"{head}\n\n{table(header, rows)}{_remark(val, pairs)}"
+    model = str(result.get("model", "model"))
+    end = f"\n\nmodel: {model}\nnext:  clipling eval {model.removesuffix('model').rstrip('/') or model} --data PAIRS_IT_HAS_NOT_SEEN"
+    return f"{head}\n\n{table(header, rows)}{_remark(val, pairs)}{end}"
 
 
 def _seeds(result: Mapping[str, Any]) -> str:

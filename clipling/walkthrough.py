@@ -43,7 +43,8 @@ def walk(out: Path, *, epochs: float, seed: int, resume: bool, overwrite: bool, 
     info = inspect(pairs)
     say(
         "1/4  pairs",
-        f"{info['pairs']:,} pictures of emoji with {info['captions']:,} names: two drawings of each concept (twemoji, OpenMoji).",
+        f"{info['pairs']:,} pictures of emoji with {info['captions']:,} names: two drawings of each concept (twemoji, OpenMoji). "
+        "A tenth is for validation, a tenth is kept for the test at the end.",
     )
     runs = []
     for number, name in ((2, "clip"), (3, "ping")):

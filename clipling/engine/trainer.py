@@ -98,6 +98,8 @@ class Trainer:
         saved = self._resume()
         self.metrics = Metrics(self.job.folder / "metrics.jsonl", self.state.step if saved else None) if self.job.runtime.first else None
         self.progress = Progress(self.last, self.state.step, self.job.recipe.name, self.job.quiet or not self.job.runtime.first)
+        if saved:
+            self.progress.line(f"{self.job.recipe.name}: goes on from step {self.state.step} of {self.last}")
         self.saved_at = time.monotonic()
         try:
             with stop_signals() as stopped:

@@ -15,7 +15,7 @@ def demo(
     threads: int | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
-    """The main job on real pictures that pip installs: a bank, CLIP and CLIP-PING on the same budget, a report. About 8 minutes.
+    """The main job on real pictures that pip installs: a bank, CLIP and CLIP-PING, a report. About ten minutes.
 
     Args:
         out: The folder for both runs and the report.

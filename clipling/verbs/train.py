@@ -92,7 +92,7 @@ def train(
     out = out or Path("runs") / made.name
     set_threads(threads)
     if seeds is None:
-        return run(made, out, resume=resume, overwrite=overwrite, quiet=json)
+        return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json), "model": str(out / "model")}
     summaries = {}
     for number in parse_seeds(seeds):
         each = with_settings(made, {"seed": number})
