@@ -84,7 +84,7 @@ def test_files(tmp_path):
     assert np.load(tmp_path / "flags.npy").tolist() == [True, False]
     assert np.array_equal(Rows.open([tmp_path / "a.npy"])[:], array)
     (tmp_path / "a.npy").write_bytes(b"cut")
-    with pytest.raises(UserError, match="b.npy is missing|cannot be read"):
+    with pytest.raises(UserError, match="damaged"):
         Rows.open([tmp_path / "a.npy"])
-    with pytest.raises(UserError, match="b.npy is missing|cannot be read"):
+    with pytest.raises(UserError, match=r"b\.npy is missing"):
         Rows.open([tmp_path / "b.npy"])
