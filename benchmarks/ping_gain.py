@@ -31,6 +31,7 @@ TUNE_TRAIN = str(FLICKR / "train-{00000..00004}.tar")
 TUNE_VAL = str(FLICKR / "train-00005.tar")
 DEV = str(FLICKR / "dev-00000.tar")
 METRICS = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+BASELINES = ("clip", "random", "self")  # each arm is compared with those before it
 SEEDED = ("clip", "random", "self", "nn+xnn", "self+nn+xnn")
 
 # Common to all arms, tuned for `clip` (see results/ping_gain_tuning.json).
@@ -175,8 +176,8 @@ def collect() -> None:
             result["arms"][arm] = gather(found)
     result["paired"] = {}
     for arm, values in result["arms"].items():
-        for other in ("clip", "random", "self"):
-            if arm != other and other in result["arms"]:
+        for other in BASELINES[: BASELINES.index(arm)] if arm in BASELINES else BASELINES:
+            if other in result["arms"]:
                 result["paired"][f"{arm} - {other}"] = differences(values, result["arms"][other])
     result["budget"] = "the same samples seen in every arm, but a quarter of them in clip_pretrained"
     result["settings"] = {arm: without_paths(settings_of(arm)[1]) for arm in arms()}

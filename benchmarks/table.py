@@ -15,7 +15,8 @@ ABOUT = {
     "ping_gain": "Recall on Flickr8k dev in percent after training on Flickr8k train, the same samples seen in every arm but "
     "clip_pretrained (a quarter); mean ± spread (standard deviation) over seeds. Dev was read once a run, at its end.",
     "ping_gain_tuning": "How the settings of `ping_gain` were chosen: trained on five of the six files of train, measured on the sixth.",
-    "ping_cost": "A CLIP-PING step against a plain CLIP step of the same student, both in one process, in turn; medians of ratios.",
+    "ping_cost": "A CLIP-PING step against a plain CLIP step of the same student, both in one process, in turn; medians of ratios. "
+    "Measured while other work ran on the machine: the intervals show it.",
 }
 
 
@@ -33,9 +34,7 @@ def section(result: dict[str, Any]) -> str:
     name, made = result["benchmark"], result["made"]
     lines = [f"## {name}", "", ABOUT.get(name, ""), ""]
     lines += arms_table(result["arms"]) + paired_table(result.get("paired", {})) + students_table(result.get("students", {}))
-    lines += [
-        f"- {key}: {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})" for key, value in result.get("ratios", {}).items()
-    ]
+    lines += [f"- {key}: {value['value']:.3f} ({interval(value)})" for key, value in result.get("ratios", {}).items()]
     machine = made["machine"]
     lines += ["", f"`{made['command']}`, commit {made['commit']}, {made['date'][:10]}, {machine['processor']}, {machine['cores']} cores, "]
     lines[-1] += f"torch {made['packages'].get('torch')}.\n"
@@ -43,7 +42,7 @@ def section(result: dict[str, Any]) -> str:
 
 
 def arms_table(arms: dict[str, dict[str, list]]) -> list[str]:
-    metrics = [m for m in next(iter(arms.values()), {}) if "recall@" in m]
+    metrics = sorted((m for m in next(iter(arms.values()), {}) if "recall@" in m), key=in_order)
     if not metrics:
         return []
     rows = ["| arm | seeds | " + " | ".join(m.replace("_recall", " ") for m in metrics) + " | samples seen | seconds |"]
@@ -55,6 +54,16 @@ def arms_table(arms: dict[str, dict[str, list]]) -> list[str]:
     return [*rows, ""]
 
 
+def in_order(metric: str) -> tuple[str, int]:
+    """i2t before t2i, and @1, @5, @10."""
+    name, _, k = metric.partition("@")
+    return name, int(k)
+
+
+def interval(value: dict[str, float]) -> str:
+    return f"{value['low']:.3f} to {value['high']:.3f}" if value["samples"] > 1 else "one measurement"
+
+
 def shown(values: list[float]) -> str:
     mean, spread = mean_and_spread(values)
     return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {spread:.1f}"
@@ -63,7 +72,7 @@ def shown(values: list[float]) -> str:
 def paired_table(paired: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     if not paired:
         return []
-    metrics = list(next(iter(paired.values())))
+    metrics = sorted(next(iter(paired.values())), key=in_order)
     rows = ["Paired over seeds: mean difference ± spread of the difference [95 % interval of the mean].", ""]
     rows += ["| difference | seeds | " + " | ".join(m.replace("_recall", " ") for m in metrics) + " |", "|---" * (len(metrics) + 2) + "|"]
     for name, found in paired.items():
@@ -84,7 +93,7 @@ def students_table(students: dict[str, dict[str, Any]]) -> list[str]:
         for key, value in found.items():
             if isinstance(value, dict) and "value" in value:
                 kind = key if key.startswith("memory") else f"step time {key}"
-                rows.append(f"| {student} | {kind} / clip | {value['value']:.3f} | {value['low']:.3f} to {value['high']:.3f} |")
+                rows.append(f"| {student} | {kind} / clip | {value['value']:.3f} | {interval(value)} |")
     return [*rows, ""]
 
 
