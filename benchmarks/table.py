@@ -37,7 +37,8 @@ def section(result: dict[str, Any]) -> str:
     lines += [f"- {key}: {value['value']:.3f} ({interval(value)})" for key, value in result.get("ratios", {}).items()]
     machine = made["machine"]
     lines += ["", f"`{made['command']}`, commit {made['commit']}, {made['date'][:10]}, {machine['processor']}, {machine['cores']} cores, "]
-    lines[-1] += f"torch {made['packages'].get('torch')}.\n"
+    lines[-1] += f"torch {made['packages'].get('torch')}."
+    lines.append(f"{made['note'][0].upper()}{made['note'][1:]}.\n" if "note" in made else "")
     return "\n".join(lines)
 
 
