@@ -11,9 +11,9 @@ from clipling.assess import assess
 from clipling.data.emoji import LICENCES
 from clipling.data.inspect import inspect
 from clipling.data.source import open_pairs
-from clipling.engine.log import duration
 from clipling.errors import UserError
 from clipling.evals.compare import compare
+from clipling.guides.progress import duration
 from clipling.printing import in_order, percent, table
 from clipling.recipe import load_recipe, with_settings
 from clipling.run import train

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from clipling.guides.progress import duration
 from clipling.store import atomic_write, disk_error
 
 
@@ -88,13 +89,3 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-def duration(seconds: float) -> str:
-    """70 -> `1 min 10 s`."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

@@ -16,7 +16,7 @@ from torch import nn
 from clipling.engine import checkpoint
 from clipling.engine.batch import same_mask
 from clipling.engine.ema import Ema
-from clipling.engine.log import Metrics, duration
+from clipling.engine.log import Metrics
 from clipling.engine.optim import build_optimiser, learning_rate, parameter_groups, set_rate
 from clipling.engine.stages import spans
 from clipling.engine.step import step_seed
@@ -147,8 +147,3 @@ def test_a_checkpoint_that_runs_code_is_not_loaded(tmp_path):
 def test_step_seeds_do_not_repeat():
     seeds = {step_seed(s, t, r, p) for s in range(3) for t in range(200) for r in range(2) for p in (0, 32)}
     assert len(seeds) == 3 * 200 * 2 * 2
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(5, "5 s"), (70, "1 min 10 s"), (3720, "1 h 02 min")])
-def test_durations(seconds, shown):
-    assert duration(seconds) == shown

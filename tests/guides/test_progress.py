@@ -54,4 +54,4 @@ def test_a_bank_shows_its_work(tmp_path):
 
 
 def test_durations():
-    assert [duration(s) for s in (5, 70, 3700)] == ["5 s", "1 min 10 s", "1 h 01 min"]
+    assert [duration(s) for s in (5, 70, 3700, 3720)] == ["5 s", "1 min 10 s", "1 h 01 min", "1 h 02 min"]
