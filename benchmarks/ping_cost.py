@@ -29,8 +29,9 @@ ARMS = {
     "self+nn+xnn": ("ping", {}),
 }
 THREADS = 1
-ROUNDS = 14
+ROUNDS = 20
 MEMORY_STEPS = 4
+MEMORY_RUNS = 3
 
 
 def make(arm: str, student: str):
@@ -122,7 +123,7 @@ def main() -> None:
     result["students"] = {}
     for student in STUDENTS:
         found = time_ratios(student)
-        memory = {arm: [peak_memory(arm, student)] for arm in ARMS}
+        memory = {arm: [peak_memory(arm, student) for _ in range(MEMORY_RUNS)] for arm in ARMS}
         found["peak_anonymous_mib"] = memory
         for arm in ARMS:
             if arm != "clip":

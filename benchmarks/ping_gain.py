@@ -10,6 +10,7 @@ Every (arm, seed) is a run of its own: what is finished is not done again. Two r
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +81,7 @@ def arms() -> dict[str, tuple[str, dict[str, Any]]]:
         "xnn": ("ping", {**GUIDANCE, **weights(xnn=1.0)}),
         "nn+xnn": ("ping", {**GUIDANCE, **weights(**both)}),
         "self+nn+xnn": ("ping", {**GUIDANCE, **weights(self=1.0, **both)}),
-        "a_ping": ("a_ping", {**GUIDANCE, **weights(**both), "guide.views": 2}),
+        "a_ping": ("a_ping", {**GUIDANCE, **weights(**both), "guide.views": 8}),
     }
 
 
@@ -103,6 +104,8 @@ TUNING: dict[str, tuple[str, dict[str, Any]]] = {
     "mixture mean caption": ("ping", {**GUIDANCE, "guide.caption": "mean"}),
     "1,500 pairs clip": ("clip", {"data.limit": 1500, "stages.0.epochs": 40}),
     "1,500 pairs mixture": ("ping", {**GUIDANCE, "data.limit": 1500, "stages.0.epochs": 40}),
+    "40 epochs clip": ("clip", {"stages.0.epochs": 40}),
+    "40 epochs mixture": ("ping", {**GUIDANCE, "stages.0.epochs": 40}),
     "mixture k=10": ("ping", {**GUIDANCE, "guide.k": 10}),
 }
 
@@ -124,7 +127,6 @@ def tune_one(name: str) -> None:
 def collect_tuning() -> None:
     """Gathers the finished settings into benchmarks/results/ping_gain_tuning.json."""
     result = load("ping_gain_tuning")
-    result["arms"] = {}
     for name in TUNING:
         path = RUNS / "ping_gain_tuning" / folder_name(name) / "summary.json"
         if path.is_file():
@@ -167,13 +169,16 @@ def in_parallel(jobs: list[list[str]], at_once: int) -> None:
 
 
 def collect() -> None:
-    """Gathers the finished runs into benchmarks/results/ping_gain.json."""
+    """Gathers the finished runs into benchmarks/results/ping_gain.json, beside runs of the same settings from another day."""
     result = load("ping_gain")
+    before, settings = result["arms"], result.get("settings", {})
     result["arms"] = {}
     for arm in arms():
         found = sorted((RUNS / "ping_gain" / arm.replace("+", "_")).glob("seed-*/dev.json"))
-        if found:
-            result["arms"][arm] = gather(found)
+        same = settings.get(arm) == as_json(without_paths(settings_of(arm)[1]))
+        values = merged(before.get(arm) if same else None, gather(found))
+        if values["seed"]:
+            result["arms"][arm] = values
     result["paired"] = {}
     for arm, values in result["arms"].items():
         for other in BASELINES[: BASELINES.index(arm)] if arm in BASELINES else BASELINES:
@@ -183,6 +188,20 @@ def collect() -> None:
     result["settings"] = {arm: without_paths(settings_of(arm)[1]) for arm in arms()}
     print(save(result).name)
     show(result)
+
+
+def as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def merged(old: dict[str, list] | None, new: dict[str, list]) -> dict[str, list]:
+    """Values by seed: those of `new`, and of `old` where `new` has no such seed."""
+    if old is None:
+        return new
+    kept = [n for n, seed in enumerate(old["seed"]) if seed not in new["seed"]]
+    joined = {name: [old[name][n] for n in kept] + values for name, values in new.items()}
+    order = sorted(range(len(joined["seed"])), key=joined["seed"].__getitem__)
+    return {name: [values[n] for n in order] for name, values in joined.items()}
 
 
 def without_paths(settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from clipling.errors import UserError
 from clipling.store import atomic_produce
 
 WARM_BYTES = 2**33
-AT_ONCE = 8192  # rows worked on together where all rows are gone through
+AT_ONCE = 1024  # rows worked on together where all rows are gone through: copies in fp64 stay small
 
 
 @dataclass(frozen=True)

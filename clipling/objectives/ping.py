@@ -84,31 +84,51 @@ class Ping(Term):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         tables = {space: _table(batch, space, self.symmetric) for space in self.spaces}
-        queries = {(side, bank): self._project(batch, side, bank) for side, bank in self.projections}
+        queries = {(side, bank): self._query(batch, side, bank) for side, bank in self.projections}
         scales = {bank: scale.exp() for bank, scale in self.log_scale.items()}
+        targets: dict[tuple[str, str], Tensor] = {}  # by head and space: both sides of the student share heads, and targets with them
         values = {}
         for part in self.parts:
             losses = []
             for side, bank, space in ROUTES[part]:
-                features = getattr(batch.neighbours[space], bank).detach()
-                losses.append(self._contrast(queries[side, bank], features, scales[bank], tables[space]))
+                name = self._head(side, bank)
+                if (name, space) not in targets:
+                    targets[name, space] = self._targets(batch, name, bank, space, tables[space])
+                losses.append(self._contrast(queries[side, bank], targets[name, space], scales[bank], tables[space]))
             values[part] = torch.stack(losses).sum() / 2
         return values
 
     def _head(self, side: str, bank: str) -> str:
         return f"{side}_to_{bank}" if self.separate else f"to_{bank}"
 
-    def _project(self, batch: Batch, side: str, bank: str) -> _Queries:
-        student = getattr(batch.main, f"{side}_all" if self.symmetric else side)
-        rows = full(self.heads[self._head(side, bank)](student))
-        return _Queries(rows, 1 / torch.linalg.vector_norm(rows, dim=1).clamp_min(1e-12))
+    def _query(self, batch: Batch, side: str, bank: str) -> _Queries:
+        """The student's rows, and what makes g(row) a unit row.
+
+        g(v) . a = v . (a W) for a head g(v) = W v: similarities are computed in whichever space is cheaper. In the student's, the norm
+        of W v is the root of v (W^T W) v.
+        """
+        student = full(getattr(batch.main, f"{side}_all" if self.symmetric else side))
+        weight = full(self.heads[self._head(side, bank)].weight)
+        with torch.autocast(student.device.type, enabled=False):
+            if _folded(weight, len(batch.pair_all)):
+                square = ((student @ (weight.T @ weight)) * student).sum(dim=1)
+                return _Queries(student, square.clamp_min(1e-24).rsqrt())
+            rows = student @ weight.T
+            return _Queries(rows, 1 / torch.linalg.vector_norm(rows, dim=1).clamp_min(1e-12))
+
+    def _targets(self, batch: Batch, head: str, bank: str, space: str, table: _Table) -> Tensor:
+        """The bank's rows of all valid columns [M, d_bank], or folded into the student's space [M, d]."""
+        weight = full(self.heads[head].weight)
+        rows = getattr(batch.neighbours[space], bank).detach().to(weight.dtype)
+        rows = rows if table.columns is None else rows[table.columns]
+        with torch.autocast(rows.device.type, enabled=False):
+            return rows @ weight if _folded(weight, len(batch.pair_all)) else rows
 
     def _contrast(self, queries: _Queries, targets: Tensor, scale: Tensor, table: _Table) -> Tensor:
         """Sum over the valid local rows, divided so that the mean over processes is the mean over all valid rows."""
         if table.size == 0:  # nothing to learn from, but every parameter keeps its place in the graph
             return (queries.rows * queries.unit[:, None]).sum() * scale * 0
         if table.columns is not None:
-            targets = targets[table.columns]
             queries = queries.only(table.columns if self.symmetric else table.rows)
         rows = queries.only(table.local) if self.symmetric else queries
         logits = _similarity(rows, targets, scale)
@@ -120,14 +140,20 @@ class Ping(Term):
         return loss / table.divisor
 
 
-class _Queries(NamedTuple):
-    """Projected student features: unit rows are `rows * unit[:, None]`.
+def _folded(weight: Tensor, columns: int) -> bool:
+    """Whether folding `columns` targets [N, d_bank] through weight [d_bank, d] takes fewer products than comparing them as they are."""
+    bank, student = weight.shape
+    return student * (bank + columns) < columns * bank
 
-    They are not written out: it is cheaper to scale similarities [n, N] than rows [n, d_bank], forward and backward.
+
+class _Queries(NamedTuple):
+    """Student features in the space of the similarities; a head's unit rows are known by `unit` alone.
+
+    Unit rows are not written out: it is cheaper to scale similarities [n, N] than rows, forward and backward.
     """
 
-    rows: Tensor  # [n, d_bank] of the local rows, or [N, d_bank] of all rows where they serve as columns too
-    unit: Tensor  # [n] or [N]: 1 / norm of each row
+    rows: Tensor  # [n, d] or, where that is smaller, [n, d_bank]; of all N rows where they serve as columns too
+    unit: Tensor  # [n] or [N]: 1 / norm of each projected row
 
     def only(self, which: Tensor | slice) -> _Queries:
         return _Queries(self.rows[which], self.unit[which])
@@ -136,7 +162,7 @@ class _Queries(NamedTuple):
 def _similarity(queries: _Queries, targets: Tensor, scale: Tensor) -> Tensor:
     """fp32 logits of unit queries over bank rows."""
     with torch.autocast(targets.device.type, enabled=False):
-        return queries.rows @ targets.to(queries.rows.dtype).T * (scale * queries.unit)[:, None]
+        return queries.rows @ targets.T * (scale * queries.unit)[:, None]
 
 
 @dataclass(frozen=True)

@@ -183,14 +183,25 @@ def test_parts_cost_only_what_they_use(parts, spaces):
     ping, batch = make_ping(parts), make_batch()
     assert ping.needs == {"student.image", "student.text", *(f"neighbours.{space}" for space in spaces)}
     batch.neighbours = {space: batch.neighbours[space] for space in spaces}  # what is not needed is not there
-    calls = []
-    for head in ping.heads.values():
-        head.register_forward_hook(lambda *_: calls.append(1))
+    calls, query = [], ping._query
+    ping._query = lambda batch, side, bank: calls.append((side, bank)) or query(batch, side, bank)
     values = ping(batch)
     assert list(values) == list(parts)
-    assert len(calls) == (2 if len(parts) == 1 and parts != ("self",) else 4)  # each projection at most once
+    assert len(calls) == len(set(calls)) == (2 if len(parts) == 1 and parts != ("self",) else 4)  # each projection at most once
     full = make_ping(ALL)(make_batch())
     assert all(values[part].item() == full[part].item() for part in parts)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_folded_and_written_out_projections_agree(symmetric, monkeypatch):
+    found = []
+    for folded in (True, False):
+        monkeypatch.setattr("clipling.objectives.ping._folded", lambda weight, columns, folded=folded: folded)
+        ping, batch = make_ping(symmetric=symmetric).double(), make_batch()
+        sum(ping(batch).values()).backward()
+        found.append([p.grad for p in [*ping.parameters(), batch.main.image, batch.main.text]])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_separate_heads_are_the_used_ones_only():
