@@ -28,10 +28,14 @@ def load(name: str) -> dict[str, Any]:
 
 
 def save(result: dict[str, Any]) -> Path:
-    """Writes a result with what made it: the command without paths of this machine, commit, machine, packages, date."""
+    """Writes a result with what made it: the command without paths of this machine, commit, machine, packages, date.
+
+    A note that somebody wrote into the file (how several calls made it) stays.
+    """
     found = environment()
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *(a for a in sys.argv[1:] if "/" not in a)])
-    result["made"] = {"command": command, **{k: found[k] for k in ("commit", "machine", "packages", "date")}}
+    note = {"note": result["made"]["note"]} if "note" in result.get("made", {}) else {}
+    result["made"] = {"command": command, **{k: found[k] for k in ("commit", "machine", "packages", "date")}, **note}
     path = result_path(result["benchmark"])
     write_json(path, result)
     return path

@@ -33,7 +33,8 @@ TUNE_VAL = str(FLICKR / "train-00005.tar")
 DEV = str(FLICKR / "dev-00000.tar")
 METRICS = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 BASELINES = ("clip", "random", "self")  # each arm is compared with those before it
-SEEDED = ("clip", "random", "self", "nn+xnn", "self+nn+xnn")
+LONGER = "@40"  # the same arm at 40 epochs, twice the samples: where guidance is worth most, as the tuning found
+SEEDED = ("clip", "random", "self", "nn+xnn", "self+nn+xnn", "clip@40", "self@40", "self+nn+xnn@40")
 
 # Common to all arms, tuned for `clip` (see results/ping_gain_tuning.json).
 COMMON: dict[str, Any] = {
@@ -71,7 +72,7 @@ def arms() -> dict[str, tuple[str, dict[str, Any]]]:
     both = {"nn": 1.0, "xnn": 1.0}
     # A quarter of the samples of the other arms: a step of these towers costs six times as much, and they need fewer.
     pretrained = {"student.config": at_64_px("efficientnet_lite0_minilm"), "student.vocabulary": "full", "stages.0.epochs": 5}
-    return {
+    made = {
         "clip": ("clip", {}),
         "clip_pretrained": ("clip", {**pretrained, "student.init": {"image": "efficientnet_lite0", "text": "all-MiniLM-L6-v2"}}),
         "lit": ("lit", {"student.config": at_64_px("efficientnet_lite0_text128")}),
@@ -83,6 +84,8 @@ def arms() -> dict[str, tuple[str, dict[str, Any]]]:
         "self+nn+xnn": ("ping", {**GUIDANCE, **weights(self=1.0, **both)}),
         "a_ping": ("a_ping", {**GUIDANCE, **weights(**both), "guide.views": 8}),
     }
+    longer = {"stages.0.epochs": 40}
+    return made | {arm + LONGER: (made[arm][0], {**made[arm][1], **longer}) for arm in ("clip", "self", "self+nn+xnn")}
 
 
 def settings_of(arm: str) -> tuple[str, dict[str, Any]]:
@@ -181,10 +184,13 @@ def collect() -> None:
             result["arms"][arm] = values
     result["paired"] = {}
     for arm, values in result["arms"].items():
-        for other in BASELINES[: BASELINES.index(arm)] if arm in BASELINES else BASELINES:
-            if other in result["arms"]:
-                result["paired"][f"{arm} - {other}"] = differences(values, result["arms"][other])
-    result["budget"] = "the same samples seen in every arm, but a quarter of them in clip_pretrained"
+        name, longer, _ = arm.partition(LONGER)
+        for other in BASELINES[: BASELINES.index(name)] if name in BASELINES else BASELINES:
+            if other + longer in result["arms"]:
+                result["paired"][f"{arm} - {other}{longer}"] = differences(values, result["arms"][other + longer])
+    result["budget"] = (
+        "the same samples seen in every arm, but a quarter of them in clip_pretrained and twice as many in arms that end in @40"
+    )
     result["settings"] = {arm: without_paths(settings_of(arm)[1]) for arm in arms()}
     print(save(result).name)
     show(result)

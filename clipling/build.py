@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from clipling.data.classes import is_labelled, open_labelled
 from clipling.data.pairs import Pairs
+from clipling.data.source import open_pairs
 from clipling.data.views import Augment
+from clipling.engine.runtime import Runtime
 from clipling.errors import UserError, near
-from clipling.evals.evaluators import Retrieval
+from clipling.evals.agreement import Agreement
+from clipling.evals.evaluators import Retrieval, ZeroShot
+from clipling.evals.watch import Watch
 from clipling.guides.bank import Bank, bank_for
 from clipling.guides.guidance import BankGuide
 from clipling.guides.open import open_guide
 from clipling.guides.progress import Progress, ShowProgress, silent
+from clipling.guides.teacher import Teacher, gate, remember_sides
 from clipling.models.dual import Student
-from clipling.models.hub import new_student, open_student, zoo_config
+from clipling.models.hub import open_student
+from clipling.models.masked import alive_masks, mask_shapes
 from clipling.objectives.load import load_object
 from clipling.objectives.term import Objective, Term
 from clipling.recipe import GuideSpec, Recipe, TermSpec
-
-
-def make_student(recipe: Recipe, pairs: Pairs) -> Student:
-    spec = recipe.student
-    config: Any = spec.config
-    if spec.config == "init":
-        if "model" not in spec.init:
-            raise UserError("student.config = 'init' means the config of the model that training starts from: set student.init.model too")
-        config = open_student(spec.init["model"]).config
-    captions = pairs.captions if spec.vocabulary == "restricted" else None
-    student = new_student(config, seed=recipe.seed, init=spec.init or None, vocabulary=captions)
-    student.set_norm(spec.norm)
-    return student
-
-
-def check_names(recipe: Recipe) -> None:
-    """Refuses a student that does not exist before any data is read."""
-    name = recipe.student.config
-    if name != "init" and not name.endswith(".json"):
-        zoo_config(name)
 
 
 def needs(recipe: Recipe) -> frozenset[str]:
@@ -56,6 +46,17 @@ def needs_guide(recipe: Recipe) -> None:
         raise UserError(f"the objective needs {', '.join(needed)} but the recipe has no guide. Add `guide:` (see the recipe ping).")
     if recipe.guide is not None and not needed:
         raise UserError("the recipe has a guide that no term of the objective uses. Remove `guide`, or give the term a weight.")
+    taught = sorted(n for n in needs(recipe) if n.startswith("teacher."))
+    if taught and not recipe.teachers:
+        raise UserError(f"the objective needs {', '.join(taught)} but the recipe has no teacher. Give --teacher MODEL.")
+    unnamed = [name for name, spec in recipe.teachers.items() if not spec.model]
+    if unnamed:
+        raise UserError(f"the recipe {recipe.name!r} learns from a teacher: give --teacher MODEL (a run, a folder of a model, or NAME@TAG)")
+    inherit = recipe.student.inherit
+    sources = {inherit.source, inherit.text_source} if inherit else set()
+    idle = [n for n in recipe.teachers if not taught and n not in sources and recipe.student.text != "teacher"]
+    if idle:
+        raise UserError(f"no term of the objective uses the teacher {idle[0]!r}. Remove it, or add a term such as the affinity.")
 
 
 def active_terms(recipe: Recipe) -> dict[str, TermSpec]:
@@ -91,9 +92,13 @@ def make_term(name: str, spec: TermSpec) -> Term:
     return term
 
 
-def make_objective(recipe: Recipe, student: Student, guide: Any | None) -> Objective:
+def make_objective(recipe: Recipe, student: Student, guide: Any | None, teachers: Sequence[Teacher] = ()) -> Objective:
     """The sum of terms. Heads start from the recipe's seed, whatever ran before."""
     dims = {"student": student.embed_dim, **(guide.dims if guide else {})}
+    for teacher in teachers:
+        dims |= teacher.dims
+    if "student.masks" in needs(recipe):
+        dims |= mask_shapes(student)
     terms: dict[str, Term] = {}
     weights: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]):
@@ -101,6 +106,8 @@ def make_objective(recipe: Recipe, student: Student, guide: Any | None) -> Objec
             torch.manual_seed(recipe.seed)
             terms[name] = make_term(name, spec)
             terms[name].setup(dims)
+            if "student.masks" in terms[name].needs:
+                terms[name].set_alive(alive_masks(student))  # what an earlier stage removed
             weights[name] = spec.weight
     return Objective(terms, weights)
 
@@ -159,5 +166,66 @@ def tables_folder(bank: Path, train: Pairs, spec: GuideSpec) -> Path:
     return bank / "tables" / name.hexdigest()
 
 
-def make_evaluators(recipe: Recipe, val: Pairs, student: Student) -> list:
-    return [Retrieval(val)]
+def open_teachers(recipe: Recipe) -> dict[str, Student]:
+    """The recipe's teachers, frozen, by name."""
+    return {name: open_student(spec.model).eval().requires_grad_(False) for name, spec in recipe.teachers.items()}
+
+
+def make_teachers(
+    recipe: Recipe, models: Mapping[str, Student], train: Pairs, augment: Augment, runtime: Runtime, quiet: bool
+) -> list[Teacher]:
+    """Teachers that terms ask for, each past the gate, with what never varies computed before the first step."""
+    sides = frozenset(n.removeprefix("teacher.") for n in needs(recipe) if n.startswith("teacher."))
+    if not sides:
+        return []
+    progress = silent if quiet else ShowProgress()
+    epochs = sum(stage.epochs for stage in recipe.stages)
+    made = []
+    for name, model in models.items():
+        spec = recipe.teachers[name]
+        model.to(runtime.device)
+        kept = remember_sides(model, train, augment, sides, epochs, progress)
+        teacher = Teacher(name, model, train, sides, spec.scale, **kept, device=runtime.device, autocast=recipe.optimiser.autocast)
+        if spec.gate and not recipe.data.bare and runtime.first:
+            found = gate(teacher, train, spec.model)
+            if not quiet:
+                both = f"{100 * found['image_to_text']:.0f} % and {100 * found['text_to_image']:.0f} %"
+                print(f"teacher  {spec.model}: top-1 among some pairs {both} (chance {100 * found['chance']:.1f} %)", file=sys.stderr)
+        made.append(teacher)
+    return made
+
+
+def make_surgeries(recipe: Recipe) -> dict[int, Callable[[Student, Objective], Student]]:
+    """What is done to the student before each stage that asks for it."""
+    made = {}
+    for number, stage in enumerate(recipe.stages):
+        if stage.surgery is not None:
+            function, options = load_object(stage.surgery.use), dict(stage.surgery.options)
+            accepted = inspect.signature(function).parameters
+            for option in options:
+                if option not in accepted:
+                    raise UserError(f"stages.{number}.surgery.options: {stage.surgery.use} takes no {option!r}. {near(option, accepted)}")
+            made[number] = functools.partial(function, **options)
+    return made
+
+
+def make_evaluators(recipe: Recipe, val: Pairs, teachers: Mapping[str, Student]) -> list:
+    """Recall on val; for bare photos, how well the student agrees with its teacher. And what is only watched."""
+    if recipe.data.bare:
+        (teacher,) = teachers.values()
+        texts = val.captions if recipe.data.texts else None
+        made: list = [Agreement(val, teacher, texts)]
+    else:
+        made = [Retrieval(val)]
+    names = distinct([Path(spec.rstrip("/")).name or spec for spec in recipe.evaluation.watch])
+    return made + [Watch(name, watched(spec)) for name, spec in zip(names, recipe.evaluation.watch, strict=True)]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, numbered where two are alike."""
+    return [f"{name}-{list(names[: n + 1]).count(name)}" if names.count(name) > 1 else name for n, name in enumerate(names)]
+
+
+def watched(spec: str) -> Any:
+    """The evaluator of a source that is not trained on: zero-shot for labelled pictures, recall for pairs."""
+    return ZeroShot(open_labelled(spec)) if is_labelled(spec) else Retrieval(open_pairs(spec))

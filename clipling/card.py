@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -37,9 +37,12 @@ The best of several checkpoints was chosen on those held-out pairs, so these fig
 {% if licences %}
 ## What taught it
 
-Frozen encoders guided the training; their weights are not part of this model:
+{{ taught }}
 {% for name, licence in licences.items() %}
 - `{{ name }}`: {{ licence }}{% endfor %}
+{% if restricted %}
+**Not for commercial use as it stands:** {{ restricted }}. What is made from such weights is covered by their licence as well.
+{% endif -%}
 {% endif %}
 ## Limits
 
@@ -47,18 +50,32 @@ It knows what its training pairs show and little else. Measure it on pictures of
 """
 
 
-def model_card(summary: Mapping[str, Any], recipe: Recipe, licences: Mapping[str, str]) -> str:
-    """Markdown with the metadata block that model hubs read. Only the file name of the data is shown, never its path."""
+FROZEN = "Frozen encoders guided the training; their weights are not part of this model:"
+STARTED = "Models that taught this one, or whose weights it started from:"
+
+
+def model_card(summary: Mapping[str, Any], recipe: Recipe, licences: Mapping[str, str], restricted: Sequence[str] = ()) -> str:
+    """Markdown with the metadata block that model hubs read. Only the file name of the data is shown, never its path.
+
+    restricted: those of `licences` that forbid commercial use.
+    """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return environment.from_string(_TEMPLATE).render(
         summary=summary,
         recipe=recipe,
-        student=recipe.student.init.get("model", recipe.student.config),
+        student=short(recipe.student.init.get("model", recipe.student.config)),
         sizes=summary["parameters"],
-        data=recipe.data.source.replace("\\", "/").rstrip("/").split("/")[-1],
+        data=short(recipe.data.source),
         objective=" + ".join(_weighted(name, term.weight) for name, term in recipe.objective.items()),
         licences=licences,
+        taught=STARTED if recipe.teachers or recipe.student.init or recipe.student.inherit else FROZEN,
+        restricted=", ".join(f"`{name}`" for name in restricted),
     )
+
+
+def short(path: str) -> str:
+    """The last part of a path."""
+    return path.replace("\\", "/").rstrip("/").split("/")[-1]
 
 
 def _weighted(name: str, weight: float | dict[str, float]) -> str:

@@ -10,6 +10,9 @@ def text(verb: str, result: Any) -> str:
     """The printed form of what a verb returned."""
     made = {
         "train": _train,
+        "finetune": _finetune,
+        "distill": _train,
+        "compress": _compress,
         "eval": _eval,
         "data inspect": _inspect,
         "bank": _plain,
@@ -48,6 +51,37 @@ def _train(result: Mapping[str, Any]) -> str:
     model = str(result.get("model", "model"))
     end = f"\n\nmodel: {model}\nnext:  clipling eval {model.removesuffix('model').rstrip('/') or model} --data PAIRS_IT_HAS_NOT_SEEN"
     return f"{head}\n\n{table(header, rows)}{_remark(val, pairs)}{end}"
+
+
+def _finetune(result: Mapping[str, Any]) -> str:
+    """As `train`; then what WiSE-FT measured between start and tuned weights, and what was forgotten."""
+    return "\n\n".join([_train(result), *_shares(result)])
+
+
+def _shares(result: Mapping[str, Any]) -> list[str]:
+    found = result.get("interpolation")
+    if not found:
+        return []
+    watched = [name for name in found["rows"][0] if name.startswith("watch/") and name.endswith(("recall@10", "acc1"))]
+    rows = []
+    for row in found["rows"]:
+        mark = "  <- chosen" if row["share"] == found["share"] else ""
+        rows.append([f"{row['share']:g}", percent(row["score"]), *(percent(row[name]) for name in watched), mark])
+    header = ["share of new weights", "val", *watched, ""]
+    return [f"{table(header, rows)}\n\n{found['reason']}"]
+
+
+def _compress(result: Mapping[str, Any]) -> str:
+    header = ["on val, %", "parameters", "with tokens", "image ms", "text ms", "i2t@1", "i2t@10", "t2i@1", "t2i@10", "of teacher"]
+    rows = []
+    for row in result["rows"]:
+        sizes = [f"{row[key] / 1e6:.2f} M" for key in ("parameters", "parameters_with_token_rows")]
+        recalls = [percent(row[f"{way}_recall@{k}"]) for way in ("i2t", "t2i") for k in (1, 10)]
+        rows.append(
+            [row["name"], *sizes, f"{row['image_ms']:.1f}", f"{row['text_ms']:.1f}", *recalls, f"{100 * row['relative_recall']:.0f} %"]
+        )
+    said = f"{result['val_pairs']} pairs held out; `of teacher`: mean recall over the teacher's"
+    return f"{table(header, rows)}\n\n{said}\nmodel: {result['model']}\nnext:  clipling eval {result['model']} --data PAIRS_IT_HAS_NOT_SEEN"
 
 
 def _seeds(result: Mapping[str, Any]) -> str:

@@ -47,6 +47,25 @@ class Data:
     flip: float = 0.0
     """Probability of a mirror image. A mirror turns "left" into "right": captions decide."""
     workers: int = 1
+    bare: bool = False
+    """`source` is photos without captions (those that are there are not read), for distillation."""
+    texts: str | None = None
+    """A list of texts that belong to no picture, drawn at random beside bare photos."""
+
+
+@dataclass(kw_only=True)
+class Inherit:
+    """Weights cut out of a larger model (TinyCLIP's manual inheritance)."""
+
+    __pydantic_config__ = STRICT
+    source: str = "teacher"
+    """A run, a folder, NAME@TAG, or the name of a teacher of this recipe."""
+    text_source: str | None = None
+    """Another model for the text tower."""
+    to: str | None = None
+    """Size to reach without token rows, `50%` of the source or `20M` parameters; the student's config is then made to fit."""
+    depth: Literal["interval_front", "uniform", "first"] = "interval_front"
+    width: Literal["position", "magnitude", "first_order"] = "position"
 
 
 @dataclass(kw_only=True)
@@ -55,9 +74,17 @@ class StudentSpec:
 
     __pydantic_config__ = STRICT
     config: str = "mobilenetv3_small_64"
-    """A name of the zoo, a JSON file with model_cfg and preprocess_cfg, or `init`: that of the model in `init`."""
+    """A name of the zoo, a JSON file with model_cfg and preprocess_cfg, `init`: that of the model in `init`, or `inherit`: one
+    made to fit `inherit.to`."""
     init: dict[str, str] = field(default_factory=dict)
     """Where weights start: {"model": run or folder or NAME@TAG}, or {"image": encoder, "text": encoder}. Empty: random."""
+    inherit: Inherit | None = None
+    """Weights cut out of a larger model; instead of `init`."""
+    text: str = "config"
+    """`config`: as the student's config says; `teacher`: the text tower of the (only) teacher, weights and all; a share such as
+    `50%`: that tower cut down."""
+    space: Literal["own", "teacher"] = "own"
+    """`teacher`: embeddings have the size of the (only) teacher's, whatever the config says."""
     vocabulary: Literal["restricted", "full"] = "restricted"
     norm: Literal["local", "sync", "frozen"] = "local"
     """BatchNorm of the student: statistics of each process, of all processes, or not trained."""
@@ -93,6 +120,29 @@ class GuideSpec:
 
 
 @dataclass(kw_only=True)
+class TeacherSpec:
+    """A frozen CLIP that sees the student's crops and captions."""
+
+    __pydantic_config__ = STRICT
+    model: str = ""
+    """A run, a folder of a model, or NAME@TAG of open_clip."""
+    scale: float | None = None
+    """What its similarities are multiplied by; None: the scale it learned."""
+    gate: bool = True
+    """Stop at the start when the teacher cannot tell the pairs apart better than chance."""
+
+
+@dataclass(kw_only=True)
+class SurgerySpec:
+    """A change of the student between two stages."""
+
+    __pydantic_config__ = STRICT
+    use: str
+    """`module:function` of (student, objective, **options) that returns the new student."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
 class TermSpec:
     """One part of the objective."""
 
@@ -116,6 +166,12 @@ class Stage:
     """Epochs of linear warm-up; then half a cosine to 0."""
     freeze: list[Literal["image", "text"]] = field(default_factory=list)
     """Towers that stay as they are (LiT freezes `image`)."""
+    freeze_projections: bool = False
+    """A frozen tower's linear map into the shared space is frozen too."""
+    surgery: SurgerySpec | None = None
+    """What is done to the student before this stage."""
+    drop: list[str] = field(default_factory=list)
+    """Terms of the objective that end before this stage."""
 
 
 @dataclass(kw_only=True)
@@ -128,6 +184,8 @@ class Optimiser:
     micro_batch: int | None = None
     """Gradient caching: the step runs in parts of this size, the negatives stay those of the whole batch."""
     weight_decay: float = 0.2
+    layer_decay: float | None = None
+    """Layer-wise decay: the learning rate of a layer is this to the power of its distance from the tower's output."""
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-6
@@ -150,6 +208,12 @@ class Evaluation:
     """What picks the best checkpoint: a metric by name; `recall@k`, the mean of both directions; `mean_recall`, the mean of all
     recalls (it does not saturate on a small val set); or `last`: keep the last."""
     log_every: int = 10
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better value of `best`."""
+    watch: list[str] = field(default_factory=list)
+    """Sources that are not trained on (pairs or labelled pictures), measured at every evaluation: what is being forgotten."""
+    interpolate: list[float] = field(default_factory=list)
+    """WiSE-FT (arXiv 2109.01903): shares of the trained weights, the rest being the start's; one is chosen on val at the end."""
 
 
 @dataclass(kw_only=True)
@@ -162,6 +226,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     student: StudentSpec = field(default_factory=StudentSpec)
     guide: GuideSpec | None = None
+    teachers: dict[str, TeacherSpec] = field(default_factory=dict)
     objective: dict[str, TermSpec] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=lambda: [Stage()])
     optimiser: Optimiser = field(default_factory=Optimiser)
@@ -331,6 +396,7 @@ _INSIDE: dict[str, type] = {
     "data": Data,
     "student": StudentSpec,
     "guide": GuideSpec,
+    "teachers": TeacherSpec,
     "objective": TermSpec,
     "stages": Stage,
     "optimiser": Optimiser,
@@ -368,6 +434,26 @@ def _check_values(recipe: Recipe, where: str) -> None:
     need(d.limit is None or d.limit >= 2, "data.limit", d.limit, "at least 2, or null")
     need(0 < recipe.evaluation.every < math.inf, "evaluation.every", recipe.evaluation.every, "a positive number of epochs")
     need(recipe.evaluation.log_every >= 1, "evaluation.log_every", recipe.evaluation.log_every, "at least 1")
+    e = recipe.evaluation
+    need(e.patience is None or e.patience >= 1, "evaluation.patience", e.patience, "at least 1, or null")
+    need(e.patience is None or e.best != "last", "evaluation.patience", e.patience, "null: evaluation.best = 'last' looks at no value")
+    need(all(0 <= a <= 1 for a in e.interpolate), "evaluation.interpolate", e.interpolate, "shares between 0 and 1")
+    need(
+        not e.interpolate or not recipe.student.inherit,
+        "evaluation.interpolate",
+        e.interpolate,
+        "an empty list: an inherited student has no start worth keeping",
+    )
+    need(o.layer_decay is None or 0 < o.layer_decay <= 1, "optimiser.layer_decay", o.layer_decay, "a number above 0, at most 1, or null")
+    need(not (recipe.student.inherit and recipe.student.init), "student.init", recipe.student.init, "nothing beside student.inherit")
+    need(not (d.bare and recipe.guide), "data.bare", d.bare, "false: a guide's bank needs captions that belong to pictures")
+    need(d.texts is None or d.bare, "data.texts", d.texts, "null: texts that belong to no picture are for bare photos (data.bare)")
+    for name, teacher in recipe.teachers.items():
+        need(name.isidentifier(), "teachers", name, "names made of letters, digits and _")
+        need(teacher.scale is None or 0 < teacher.scale <= 1000, f"teachers.{name}.scale", teacher.scale, "a positive number, or null")
+    for n, stage in enumerate(recipe.stages):
+        unknown = [t for t in stage.drop if t not in recipe.objective]
+        need(not unknown, f"stages.{n}.drop", stage.drop, f"terms of the objective: {', '.join(recipe.objective)}")
     need(bool(recipe.stages), "stages", recipe.stages, "at least one stage")
     need(bool(recipe.objective), "objective", recipe.objective, "at least one term")
     need(recipe.max_steps is None or recipe.max_steps >= 1, "max_steps", recipe.max_steps, "at least 1, or null")

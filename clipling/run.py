@@ -9,18 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from clipling.build import check_names, make_evaluators, make_guide, make_objective, make_student, needs_guide
-from clipling.card import model_card
+from clipling.adapt.wise_ft import Interpolated, wise_ft
+from clipling.build import make_evaluators, make_guide, make_objective, make_surgeries, make_teachers, needs_guide, open_teachers
+from clipling.card import model_card, short
 from clipling.data import draw
 from clipling.data.loader import TrainBatches
-from clipling.data.pairs import Pairs
+from clipling.data.pairs import Pairs, hash_bytes
+from clipling.data.photos import open_photos, read_texts, with_texts
 from clipling.data.pixels import Pixels
 from clipling.data.source import fitting_options, open_pairs
 from clipling.data.split import split
@@ -28,14 +31,20 @@ from clipling.data.views import Augment
 from clipling.engine.batch import BatchMaker
 from clipling.engine.runtime import Runtime, start
 from clipling.engine.stages import spans
-from clipling.engine.trainer import Interrupted, Job, State, Trainer
+from clipling.engine.trainer import Interrupted, Job, State, Trainer, best_value
 from clipling.environment import environment
 from clipling.errors import UserError
+from clipling.guides.teacher import Teacher
 from clipling.models.dual import Student
 from clipling.models.hub import save_student
+from clipling.models.licences import licences_of
 from clipling.recipe import Data, Recipe, to_yaml
 from clipling.runfolder import clear, inputs_of, run_folder, same_inputs
+from clipling.starts import check_names, make_student
 from clipling.store import atomic_write, read_json, write_json
+
+HELD_OUT_TEXTS = 20
+FEWEST_TEXTS = 20
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = 
         runtime.wait()  # no process may look for checkpoints before the old ones are gone
         state = Trainer(job).run()
         if runtime.first:
-            summary = finish(job, state)
+            summary = finish(job, state, interpolate(job, state))
         runtime.wait()
         return summary if runtime.first else read_json(out / "summary.json")
 
@@ -79,20 +88,47 @@ def open_data(data: Data) -> OpenedPairs:
     if not data.source:
         raise UserError("no data: give --data with a folder, .csv, .tsv, .jsonl, .tar files, or demo:emoji")
     columns = {"image_column": data.image_column, "caption_column": data.caption_column, "separator": data.separator, "group": data.group}
-    source = open_pairs(data.source, **columns, max_bad=data.max_bad)
+    if data.bare:
+        if data.caption_column is not None:
+            raise UserError("data.caption_column would be ignored: captions of bare photos are not read. Leave it out.")
+        source = bare_photos(data, data.source)
+    else:
+        source = open_pairs(data.source, **columns, max_bad=data.max_bad)
     left_out = 0
     if data.val is None:
         rows, val_rows = split(source)
         val = source.subset(val_rows)
     else:
-        val = open_pairs(data.val, **fitting_options(data.val, columns, data.source), max_bad=data.max_bad)
+        val = (
+            bare_photos(data, data.val)
+            if data.bare
+            else open_pairs(data.val, **fitting_options(data.val, columns, data.source), max_bad=data.max_bad)
+        )
         rows = without_held_out(source, val)
         left_out = len(source) - len(rows)
     if data.limit is not None:
         if data.limit > len(rows):
             raise UserError(f"data.limit = {data.limit}: there are only {len(rows)} pairs for training")
         rows = np.sort(rows[draw.order(0, 0, len(rows))[: data.limit]])
-    return OpenedPairs(source, source.subset(rows), val, left_out)
+    return with_own_texts(OpenedPairs(source, source.subset(rows), val, left_out))
+
+
+def bare_photos(data: Data, spec: str) -> Pairs:
+    """Photos without captions; with `data.texts`, beside texts that belong to none of them."""
+    photos = open_photos(spec, image_column=data.image_column, group=data.group, separator=data.separator, max_bad=data.max_bad)
+    return with_texts(photos, read_texts(data.texts)) if data.texts else photos
+
+
+def with_own_texts(opened: OpenedPairs) -> OpenedPairs:
+    """Of texts that belong to no photo a twentieth is kept away from training, by their hash, where there are enough of them."""
+    if not opened.train.unpaired:
+        return opened
+    texts = list(dict.fromkeys(opened.source.captions))
+    held = [text for text in texts if int(hash_bytes(text.encode("utf-8", "surrogatepass"))[:8], 16) % HELD_OUT_TEXTS == 0]
+    rest = [text for text in opened.source.captions if text not in set(held)]
+    if len(held) < FEWEST_TEXTS:
+        return opened
+    return replace(opened, train=with_texts(opened.train, rest), val=with_texts(opened.val, held))
 
 
 def without_held_out(source: Pairs, val: Pairs) -> np.ndarray:
@@ -127,23 +163,25 @@ def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *
     """
     needs_guide(recipe)
     check_names(recipe)
+    models = open_teachers(recipe)
     if not runtime.first:
         runtime.wait()
     opened = open_data(recipe.data)
     if resume and runtime.first:
         same_inputs(out, inputs_of(opened.train, opened.val))
     check_batch(recipe.optimiser.batch, len(opened.train), runtime.world)
-    student = make_student(recipe, opened.train).to(runtime.device)
+    student = make_student(recipe, opened.train, models).to(runtime.device)
     augment = Augment(scale=recipe.data.crop, flip=recipe.data.flip, views=view_count(recipe))
     guide = make_guide(recipe, opened.source, opened.train, augment, quiet or not runtime.first)
-    objective = make_objective(recipe, student, guide).to(runtime.device)
-    batches = make_batches(recipe, opened.train, student, augment, runtime)
-    evaluators = make_evaluators(recipe, opened.val, student)
+    teachers = make_teachers(recipe, models, opened.train, augment, runtime, quiet or not runtime.first)
+    objective = make_objective(recipe, student, guide, teachers).to(runtime.device)
+    batches = make_batches(recipe, opened.train, student, augment, runtime, teachers)
+    evaluators = make_evaluators(recipe, opened.val, models)
     if runtime.first:
         runtime.wait()
     links = opened.train.links() if recipe.data.mask_false_negatives else None
-    maker = BatchMaker(links, [guide] if guide else [], runtime)
-    job = Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet)
+    maker = BatchMaker(links, [guide] if guide else [], runtime, teachers)
+    job = Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet, make_surgeries(recipe))
     job.opened = opened  # type: ignore[attr-defined]
     return job
 
@@ -152,14 +190,18 @@ def view_count(recipe: Recipe) -> int:
     return recipe.guide.views if recipe.guide and recipe.guide.active == "views" else 0
 
 
-def make_batches(recipe: Recipe, pairs: Pairs, student: Student, augment: Augment, runtime: Runtime) -> TrainBatches:
-    size = student.image_size
-    # Pictures are held a little larger than the student sees them, so that a crop of half the area is not blown up.
-    store = size if recipe.data.crop == (1.0, 1.0) else round(size * 1.25)
-    pixels = Pixels.open(pairs, store, "squash")
+def make_batches(
+    recipe: Recipe, pairs: Pairs, student: Student, augment: Augment, runtime: Runtime, teachers: Sequence[Teacher] = ()
+) -> TrainBatches:
+    def pixels(size: int) -> Pixels:
+        # Pictures are held a little larger than they are seen, so that a crop of half the area is not blown up.
+        return Pixels.open(pairs, round(size * 1.25) if augment.crops else size, "squash")
+
+    size, batch = student.image_size, recipe.optimiser.batch
     tokens = student.tokenise(pairs.captions)
     rows = np.arange(len(pairs), dtype=np.int64)
-    return TrainBatches(rows, pairs, pixels, tokens, augment, size, recipe.optimiser.batch, runtime.rank, runtime.world, recipe.seed)
+    more = {seen: pixels(seen) for seen in {teacher.sees for teacher in teachers} if seen is not None}
+    return TrainBatches(rows, pairs, pixels(size), tokens, augment, size, batch, runtime.rank, runtime.world, recipe.seed, more)
 
 
 def write_inputs(job: Job, out: Path) -> None:
@@ -195,7 +237,21 @@ def announce(job: Job) -> None:
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
-def finish(job: Job, state: State) -> dict[str, Any]:
+def interpolate(job: Job, state: State) -> Interpolated | None:
+    """Leaves the student at the share of its tuned weights that val chooses; the metrics of that share become the run's."""
+    recipe = job.recipe
+    if not recipe.evaluation.interpolate:
+        return None
+    start = make_student(recipe, job.opened.train, open_teachers(recipe)).state_dict()  # type: ignore[attr-defined]
+    measure = lambda student: {name: float(value) for run in job.evaluators for name, value in run(student)}  # noqa: E731
+    score = lambda metrics: best_value(metrics, "mean_recall" if recipe.evaluation.best == "last" else recipe.evaluation.best)  # noqa: E731
+    found = wise_ft(job.student, start, recipe.evaluation.interpolate, measure, score, len(job.opened.val))  # type: ignore[attr-defined]
+    row = next(row for row in found.rows if row["share"] == found.chosen)
+    state.best = {name: value for name, value in row.items() if name not in ("share", "score")}
+    return found
+
+
+def finish(job: Job, state: State, interpolated: Interpolated | None = None) -> dict[str, Any]:
     """Saves the model and the summary; the summary is the sign that the run is done."""
     opened: OpenedPairs = job.opened  # type: ignore[attr-defined]
     summary = {
@@ -214,17 +270,34 @@ def finish(job: Job, state: State) -> dict[str, Any]:
         "val": state.best,
         "untrained": state.untrained,
         "parameters": job.student.sizes(),
+        "stopped_early": state.stopped_early,
     }
-    save_student(job.student, job.folder / "model", card=model_card(summary, job.recipe, guide_licences(job)))
+    if interpolated is not None:
+        summary["interpolation"] = {"share": interpolated.chosen, "reason": interpolated.reason, "rows": interpolated.rows}
+    licences, restricted = licences_of_run(job)
+    summary["licences"] = licences
+    if restricted:
+        print(f"warning: the weights of {', '.join(restricted)} may not be used commercially, nor what is made from them", file=sys.stderr)
+    save_student(job.student, job.folder / "model", card=model_card(summary, job.recipe, licences, restricted))
     write_json(job.folder / "summary.json", summary)
     return summary
 
 
-def guide_licences(job: Job) -> dict[str, str]:
+def licences_of_run(job: Job) -> tuple[dict[str, str], list[str]]:
+    """Licences of everything that taught the student or that its weights started from, and the names of those that restrict its use."""
     licences: dict[str, str] = {}
+    restricted: list[str] = []
     for guide in job.make_batch.guides:
         licences |= guide.licences  # type: ignore[attr-defined]
-    return licences
+    student, inherit = job.recipe.student, job.recipe.student.inherit
+    models = [teacher.model for teacher in job.recipe.teachers.values()]
+    models += [spec for spec in (inherit.source, inherit.text_source) if spec and spec not in job.recipe.teachers] if inherit else []
+    models += [student.init["model"]] if student.init.get("model", "") not in ("", *job.recipe.teachers) else []
+    for spec in dict.fromkeys(models):
+        for name, licence in licences_of(spec).items():
+            licences[short(name)] = licence.text
+            restricted += [short(name)] if licence.restricted else []
+    return licences, list(dict.fromkeys(restricted))
 
 
 def threads(count: int | None) -> None:

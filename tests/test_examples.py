@@ -8,18 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from clipling.models.hub import new_student, save_student
 from tests.toy import toy_folder
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 SMALL = ["max_steps=1", "optimiser.batch=16", "data.workers=0"]
 TINY = ["student.config=tiny_vit_32", *SMALL]
 GUIDED = [*TINY, "guide.image_size=64"]
+UNGATED = "teachers.teacher.gate=false"
 ARGUMENTS = {
     "train_clip": ["toy", "out", *TINY],
     "train_ping": ["toy", "out", "0,1", *TINY],
     "train_a_ping": ["toy", "out", "online", *GUIDED],
     "train_lit": ["toy", "out", *SMALL],
     "own_term": [],
+    "compress": ["teacher", "toy", "out", "50%", *SMALL, UNGATED],
+    "finetune": ["teacher", "toy", "toy", "out", *SMALL],
+    "distill": ["teacher", "toy", "out", "tiny_vit_32", *SMALL],
+    "train_clip_kd": ["teacher", "toy", "out", *TINY, UNGATED],
 }
 
 
@@ -32,6 +38,8 @@ def test_an_example_is_short(path):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_an_example_runs(path, tmp_path):
     toy_folder(tmp_path / "toy", count=48)
+    if "teacher" in ARGUMENTS[path.stem]:
+        save_student(new_student("tiny_vit_32"), tmp_path / "teacher")
     done = subprocess.run([sys.executable, str(path), *ARGUMENTS[path.stem]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()

@@ -29,7 +29,7 @@ def read_folder(folder: Path, options: Options) -> Reading:
     """Rows of all images below `folder`, sorted by path and keyed by the path below it.
 
     Captions are the lines of the `.txt` of the same name (`dog.jpg` and `dog.txt`). Images without one, and `.txt`
-    without an image, are problems.
+    without an image, are problems; where captions are optional they are not, nor is a `.txt` that is not text.
 
     Raises:
         UserError: no images, or no captions at all.
@@ -49,7 +49,7 @@ def read_folder(folder: Path, options: Options) -> Reading:
                 _add(reading, key, os.path.join(base, name), text and os.path.join(base, text), options)
         lonely = stems.keys() - {Path(name).stem for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES}
         texts += len(stems) - len(lonely)
-        for stem in sorted(lonely):
+        for stem in () if options.captions_optional else sorted(lonely):
             where = clean_key((Path(below) / stems[stem]).as_posix())
             reading.problems.add("no image", where, "a .txt without an image of the same name")
     if not images:
@@ -66,10 +66,11 @@ def _add(reading: Reading, key: str, path: str, text: str | None, options: Optio
         reading.inputs.append(text)
         try:
             content = Path(text).read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+            captions = clean_captions(content.split("\n"))
         except (OSError, ValueError) as error:
-            reading.problems.add("unreadable caption", key, f"{Path(text).name}: {error}")
-            return
-        captions = clean_captions(content.split("\n"))
+            if not options.captions_optional:
+                reading.problems.add("unreadable caption", key, f"{Path(text).name}: {error}")
+                return
     if not captions and not options.captions_optional:
         kind = "no caption" if text is None else "empty caption"
         reading.problems.add(kind, key, f"no {Path(key).stem}.txt beside it" if text is None else f"{key}: empty .txt")
@@ -84,8 +85,9 @@ def _without_captions(folder: Path, images: int) -> UserError:
         "  dog.txt beside dog.jpg, one caption a line;\n"
         "  captions.csv in the folder, with the columns filepath,title;\n"
         '  metadata.jsonl in the folder, with lines such as {"file_name": "dog.jpg", "text": "a dog"}.\n'
-        "Without captions a trained model can still embed and search these images and, when they are sorted into one "
-        "folder a class, its zero-shot classification can be measured on them (clipling eval)."
+        "Without captions a model can still be distilled into a small one on these images (clipling distill); a trained model "
+        "can embed and search them and, when they are sorted into one folder a class, its zero-shot classification can be "
+        "measured on them (clipling eval)."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,9 +20,11 @@ from clipling.errors import UserError
 
 
 class Captioned(Protocol):
-    """The part of `Pairs` that batches need: caption rows of pair i are offsets[i] ... offsets[i + 1]."""
+    """The part of `Pairs` that batches need: caption rows of pair i are offsets[i] ... offsets[i + 1], or all T where
+    captions belong to no picture (`unpaired`)."""
 
     offsets: np.ndarray
+    unpaired: bool
 
 
 @dataclass
@@ -32,8 +35,8 @@ class HostBatch:
     pair_all, caption_all: int64 [N], the pairs of the whole batch and the caption row drawn for each; the same on all
         ranks, in the order of a gather over ranks.
     pair: int64 [n], this rank's pairs. tokens: int64 [n, L], their drawn captions.
-    images: uint8 [n, 3, s, s] in channels-last memory. boxes float64 [n, 4], flips bool [n]: what of each source
-        picture they show (`views.crops`).
+    images: uint8 [n, 3, s, s] in channels-last memory. at_size: the same crops at the sizes that teachers see.
+    boxes float64 [n, 4], flips bool [n]: what of each source picture they show (`views.crops`).
     """
 
     step: int
@@ -46,10 +49,13 @@ class HostBatch:
     images: torch.Tensor
     boxes: np.ndarray
     flips: np.ndarray
+    rank: int = 0
+    at_size: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def pin_memory(self) -> HostBatch:
         """The same batch in page-locked memory; called by the DataLoader."""
-        return dataclasses.replace(self, tokens=self.tokens.pin_memory(), images=self.images.pin_memory())
+        at_size = {size: images.pin_memory() for size, images in self.at_size.items()}
+        return dataclasses.replace(self, tokens=self.tokens.pin_memory(), images=self.images.pin_memory(), at_size=at_size)
 
 
 class TrainBatches(Dataset):
@@ -57,7 +63,8 @@ class TrainBatches(Dataset):
 
     rows: int64, the training pairs, numbers into `pairs`. pixels: of all pairs, squashed. tokens: int [T, L] of all
     captions. batch: pairs in the whole batch N, of which each of `world` ranks renders N / world. The last short batch
-    of an epoch is dropped: `steps_per_epoch` is len(rows) // batch.
+    of an epoch is dropped: `steps_per_epoch` is len(rows) // batch. more: pixels of all pairs by the size at which the same crops
+    are rendered as well, for teachers (a size equal to the student's costs nothing).
     Raises UserError when the batch is larger than the data, or cannot be shared equally by the ranks.
     """
 
@@ -73,10 +80,12 @@ class TrainBatches(Dataset):
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
+        more: Mapping[int, Pixels] | None = None,
     ) -> None:
         self.rows = np.asarray(rows, dtype=np.int64)
         self.offsets = np.asarray(pairs.offsets, dtype=np.int64)
-        _check(self.rows, self.offsets, len(pixels), len(tokens), batch, world)
+        self.unpaired = pairs.unpaired
+        _check(self.rows, self.offsets, len(pixels), len(tokens), batch, world, self.unpaired)
         self.pixels = pixels
         self.tokens = tokens
         self.augment = augment
@@ -85,6 +94,7 @@ class TrainBatches(Dataset):
         self.rank = rank
         self.world = world
         self.seed = seed
+        self.more = dict(more or {})
         self.steps_per_epoch = len(self.rows) // batch
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -99,6 +109,8 @@ class TrainBatches(Dataset):
         mine = slice(self.rank * share, (self.rank + 1) * share)
         pair = pair_all[mine]
         boxes, flips = crops(self.augment, self.seed, epoch, pair, self.pixels.aspect[pair])
+        images = render_batch(self.pixels[pair], boxes, flips, self.size)
+        at_size = {s: images if s == self.size else render_batch(p[pair], boxes, flips, s) for s, p in self.more.items()}
         return HostBatch(
             step=int(step),
             epoch=epoch,
@@ -107,13 +119,17 @@ class TrainBatches(Dataset):
             pair=pair,
             caption_all=caption_all,
             tokens=self.tokens[torch.from_numpy(caption_all[mine])].long(),
-            images=render_batch(self.pixels[pair], boxes, flips, self.size),
+            images=images,
             boxes=boxes,
             flips=flips,
+            rank=self.rank,
+            at_size=at_size,
         )
 
     def captions(self, epoch: int, pairs: np.ndarray) -> np.ndarray:
-        """The caption row drawn for each of `pairs` in an epoch, int64 [n]."""
+        """The caption row drawn for each of `pairs` in an epoch, int64 [n]: one of its own, or of all where none has its own."""
+        if self.unpaired:
+            return draw.integers(self.seed, epoch, pairs, "caption", len(self.tokens))
         count = self.offsets[pairs + 1] - self.offsets[pairs]
         return self.offsets[pairs] + draw.integers(self.seed, epoch, pairs, "caption", count)
 
@@ -146,7 +162,7 @@ def _start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _check(rows: np.ndarray, offsets: np.ndarray, pictures: int, captions: int, batch: int, world: int) -> None:
+def _check(rows: np.ndarray, offsets: np.ndarray, pictures: int, captions: int, batch: int, world: int, unpaired: bool) -> None:
     if batch < 1 or batch > len(rows):
         raise UserError(
             f"the batch size is {batch} but there are {len(rows)} training pairs. "
@@ -154,8 +170,8 @@ def _check(rows: np.ndarray, offsets: np.ndarray, pictures: int, captions: int, 
         )
     if batch % world:
         raise UserError(f"the batch size {batch} cannot be shared equally by {world} processes. Choose a multiple.")
-    if pictures != len(offsets) - 1 or captions != offsets[-1]:
+    if pictures != len(offsets) - 1 or (captions < 1 if unpaired else captions != offsets[-1]):
         raise ValueError(f"{len(offsets) - 1} pairs with {offsets[-1]} captions, but {pictures} pictures, {captions} texts")
     without = int((offsets[rows + 1] == offsets[rows]).sum())
-    if without:
+    if without and not unpaired:
         raise UserError(f"{without} of {len(rows)} training pairs have no caption. Training on pairs needs one each.")

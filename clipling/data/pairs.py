@@ -62,6 +62,8 @@ class Pairs:
         groups: [P] what belongs together, such as a product; "" for none.
         extras: [P] everything else a source says of a pair (`split`, `lang`, ...).
         problems: the rows that were left out.
+        unpaired: whether `captions` belong to no image (see photos.py). No pair has caption rows of its own then: all
+            offsets are 0, and training draws from all captions for every image.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Pairs:
     groups: list[str]
     extras: list[dict]
     problems: Problems = field(default_factory=Problems)
+    unpaired: bool = False
 
     @classmethod
     def from_rows(cls, name: str, rows: Sequence[Row], hashes: Sequence[str], problems: Problems | None = None) -> Pairs:
@@ -114,9 +117,12 @@ class Pairs:
         return Row(self.keys[i], self.captions_of(i), self.locations[i], self.groups[i], self.extras[i])
 
     def subset(self, rows: Iterable[int]) -> Pairs:
-        """The pairs of the given numbers, in that order."""
+        """The pairs of the given numbers, in that order; captions that belong to no image stay, all of them."""
         rows = [int(i) for i in rows]
-        return Pairs.from_rows(self.name, [self.row(i) for i in rows], [self.hashes[i] for i in rows], self.problems)
+        chosen = Pairs.from_rows(self.name, [self.row(i) for i in rows], [self.hashes[i] for i in rows], self.problems)
+        if self.unpaired:
+            chosen.captions, chosen.unpaired = self.captions, True
+        return chosen
 
     @cached_property
     def fingerprint(self) -> str:
@@ -127,6 +133,9 @@ class Pairs:
                 data = text.encode("utf-8", "surrogatepass")
                 total.update(len(data).to_bytes(8, "little") + data)
             total.update(b"\xff" * 8)
+        for text in self.captions if self.unpaired else ():
+            data = text.encode("utf-8", "surrogatepass")
+            total.update(len(data).to_bytes(8, "little") + data)
         return total.hexdigest()
 
     def links(self) -> list[list[int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipling.data.loader import HostBatch
 from clipling.engine.runtime import Runtime
-from clipling.objectives.term import Batch, Neighbours, View
+from clipling.objectives.term import Batch, Neighbours, TeacherView, View
 
 
 class Guide(Protocol):
@@ -23,6 +23,18 @@ class Guide(Protocol):
     dims: Mapping[str, int]
 
     def lookup(self, pair_all: np.ndarray, epoch: int, caption_all: np.ndarray) -> dict[str, Neighbours]: ...
+
+
+class LiveTeacher(Protocol):
+    """A frozen model that sees the same crops and captions: unit features of the local rows, None for sides nobody needs."""
+
+    name: str
+    scale: float
+    dims: Mapping[str, int]
+
+    def image(self, host: HostBatch, device: torch.device) -> Tensor | None: ...
+
+    def text(self, host: HostBatch, device: torch.device) -> Tensor | None: ...
 
 
 def same_mask(links: Sequence[Sequence[int]], pair: np.ndarray, pair_all: np.ndarray, first: int) -> np.ndarray | None:
@@ -51,18 +63,19 @@ class BatchMaker:
     links: Sequence[Sequence[int]] | None
     guides: Sequence[Guide]
     runtime: Runtime
+    teachers: Sequence[LiveTeacher] = ()
 
-    def __call__(self, host: HostBatch, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Batch:
-        device, first = image.device, self.runtime.rank * len(host.pair)
+    def __call__(self, host: HostBatch, features: Mapping[str, Tensor], scale: Tensor, bias: Tensor | None) -> Batch:
+        """features: unit rows [n, d] by side, and by `side:view` for views other than "main"."""
+        device, first = scale.device, self.runtime.rank * len(host.pair)
         mask = None if self.links is None else same_mask(self.links, host.pair, host.pair_all, first)
         neighbours: dict[str, Neighbours] = {}
         for guide in self.guides:
             neighbours |= {
                 name: to_device(rows, device) for name, rows in guide.lookup(host.pair_all, host.epoch, host.caption_all).items()
             }
-        view = View(image, text, self.runtime.gather(image), self.runtime.gather(text))
         return Batch(
-            views={"main": view},
+            views=self._views(features),
             scale=scale,
             bias=bias,
             pair=torch.from_numpy(host.pair).to(device),
@@ -71,7 +84,23 @@ class BatchMaker:
             first=first,
             same=None if mask is None else torch.from_numpy(mask).to(device),
             neighbours=neighbours,
+            teachers={teacher.name: self._taught(teacher, host, device) for teacher in self.teachers},
         )
+
+    def _views(self, features: Mapping[str, Tensor]) -> dict[str, View]:
+        gathered = {name: self.runtime.gather(rows) for name, rows in features.items()}
+        names = {"main": None} | {name.partition(":")[2]: None for name in features if ":" in name}
+        views = {}
+        for view in names:
+            sides = {side: side if view == "main" or f"{side}:{view}" not in features else f"{side}:{view}" for side in ("image", "text")}
+            local, all_rows = ({side: rows.get(name) for side, name in sides.items()} for rows in (features, gathered))
+            views[view] = View(local["image"], local["text"], all_rows["image"], all_rows["text"])
+        return views
+
+    def _taught(self, teacher: LiveTeacher, host: HostBatch, device: torch.device) -> TeacherView:
+        image, text = teacher.image(host, device), teacher.text(host, device)
+        gathered = [None if rows is None else self.runtime.gather(rows) for rows in (image, text)]
+        return TeacherView(teacher.scale, image, text, *gathered)
 
 
 def to_device(rows: Neighbours, device: torch.device) -> Neighbours:

@@ -38,9 +38,13 @@ class Metrics:
 
 
 def _step(line: str) -> float:
-    """The step of an event; a damaged line belongs to none, and is left out."""
+    """The step of an event; a damaged line belongs to none, and is left out.
+
+    What a surgery left is measured between two steps: the checkpoint of the first does not know of it.
+    """
     try:
-        return float(json.loads(line)["step"])
+        event = json.loads(line)
+        return float(event["step"]) + (0.5 if event.get("kind") == "surgery" else 0)
     except (ValueError, KeyError, TypeError):
         return math.inf
 

@@ -18,7 +18,10 @@ from clipling.data.loader import HostBatch
 from clipling.engine.batch import BatchMaker
 from clipling.engine.runtime import Runtime
 from clipling.models.dual import Student
+from clipling.models.patches import patches_left_out
 from clipling.objectives.term import Objective
+
+MASKED_PATCHES = 0.75  # of the view "masked" (CLIP-KD's MFD; He et al. 2022, arXiv 2111.06377)
 
 
 @dataclass
@@ -45,15 +48,16 @@ class Stepper:
     def __call__(self, host: HostBatch, measure: bool) -> StepResult:
         """`measure`: also norm and cosine (to the first term's) of every value's gradient at the embeddings."""
         parts = self._parts(host)
-        image, text = self._features(host, parts)
-        leaves = [image.detach().requires_grad_(image.requires_grad or len(parts) > 1), text.detach().requires_grad_()]
-        batch = self.make_batch(host, leaves[0], leaves[1], self.student.logit_scale.exp(), self.student.logit_bias)
+        features = self._features(host, parts)
+        cached = len(parts) > 1
+        leaves = {name: rows.detach().requires_grad_(cached or rows.requires_grad) for name, rows in features.items()}
+        batch = self.make_batch(host, leaves, self.student.logit_scale.exp(), self.student.logit_bias)
         loss, values = self.objective(batch)
-        gradients = gradient_report(values, leaves) if measure else {}
+        gradients = gradient_report(values, list(leaves.values())) if measure else {}
         loss.backward()
         for part in parts:
-            features = (image, text) if len(parts) == 1 else self._part_features(host, part)
-            push(features, [None if leaf.grad is None else leaf.grad[part] for leaf in leaves])
+            made = self._part_features(host, part) if cached else features
+            push([made[name] for name in leaves], [None if leaf.grad is None else leaf.grad[part] for leaf in leaves.values()])
         masked = 0 if batch.same is None else int(batch.same.sum())
         return StepResult(loss.detach(), {n: v.detach() for n, v in values.items()}, gradients, masked)
 
@@ -62,24 +66,32 @@ class Stepper:
         size = min(self.micro_batch or n, n)
         return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
-    def _features(self, host: HostBatch, parts: list[slice]) -> tuple[Tensor, Tensor]:
+    def _features(self, host: HostBatch, parts: list[slice]) -> dict[str, Tensor]:
         if len(parts) == 1:
             return self._part_features(host, parts[0])
         with torch.no_grad(), still_statistics(self.student):
             made = [self._part_features(host, part) for part in parts]
-        return torch.cat([m[0] for m in made]), torch.cat([m[1] for m in made])
+        return {name: torch.cat([m[name] for m in made]) for name in made[0]}
 
-    def _part_features(self, host: HostBatch, part: slice) -> tuple[Tensor, Tensor]:
-        """Unit features of some rows. The seed depends on step, process and part only, so that doing it again gives the same dropout."""
+    def _part_features(self, host: HostBatch, part: slice) -> dict[str, Tensor]:
+        """Unit features of some rows, those that terms need. The seed depends on step, process and part only, so that doing it again gives
+        the same dropout; masks are drawn alike on all processes and parts."""
+        needs = self.objective.needs
+        draw = torch.Generator().manual_seed(step_seed(self.seed, host.step, 0, 1))
         torch.manual_seed(step_seed(self.seed, host.step, self.runtime.rank, part.start))
         self.student.set_step(step_seed(self.seed, host.step, 0, 0))
-        device = self.runtime.device
-        images = host.images[part].to(device, non_blocking=True)
-        tokens = host.tokens[part].to(device, non_blocking=True)
-        with self.runtime.autocast(self.autocast):
-            image = self.student.encode_image(self.student.normalise(images))
-            text = self.student.encode_text(tokens)
-        return image.float(), text.float()
+        made: dict[str, Tensor] = {}
+        with self.runtime.autocast(self.autocast), self.student.masked(self.objective.masks(draw)):
+            if "student.image" in needs or "student.image:masked" in needs:
+                images = self.student.normalise(host.images[part].to(self.runtime.device, non_blocking=True))
+            if "student.image" in needs:
+                made["image"] = self.student.encode_image(images).float()
+            if "student.text" in needs:
+                made["text"] = self.student.encode_text(host.tokens[part].to(self.runtime.device, non_blocking=True)).float()
+            if "student.image:masked" in needs:
+                with patches_left_out(self.student.model.visual, MASKED_PATCHES):
+                    made["image:masked"] = self.student.encode_image(images).float()
+        return made
 
 
 def push(features: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

@@ -30,6 +30,7 @@ from clipling.recipe import Recipe
 from clipling.store import atomic_produce
 
 Evaluator = Callable[[Student], Iterable[tuple[str, float]]]
+Surgery = Callable[[Student, Objective], Student]
 CHECKPOINT_SECONDS = 300.0
 
 
@@ -53,6 +54,8 @@ class Job:
     folder: Path
     runtime: Runtime
     quiet: bool = False
+    surgeries: dict[int, Surgery] = field(default_factory=dict)
+    """What is done to the student before a stage, by the stage's number."""
 
 
 @dataclass
@@ -65,6 +68,9 @@ class State:
     skipped: int = 0
     best_step: int = 0
     best_value: float = -math.inf
+    without_gain: int = 0
+    """Evaluations in a row that were not better than the best."""
+    stopped_early: bool = False
     best: dict[str, float] = field(default_factory=dict)
     untrained: dict[str, float] = field(default_factory=dict)
 
@@ -79,19 +85,17 @@ class Trainer:
         self.spans = spans(recipe.stages, self.per_epoch, recipe.max_steps)
         self.last = self.spans[-1].end
         self.every = max(1, round(recipe.evaluation.every * self.per_epoch))
-        self.stepper = Stepper(
-            job.student,
-            job.objective,
-            job.make_batch,
-            job.runtime,
-            recipe.seed,
-            local_micro(recipe.optimiser.micro_batch, job.runtime.world),
-            recipe.optimiser.autocast,
-        )
         self.optimiser: torch.optim.Optimizer | None = None
         job.runtime.same_start(job.student)
         job.runtime.same_start(job.objective)
-        self.ema = Ema(job.student, recipe.optimiser.ema) if recipe.optimiser.ema else None
+        self._renew()
+
+    def _renew(self) -> None:
+        """What refers to the student and the objective, made for those of now."""
+        job, settings = self.job, self.job.recipe.optimiser
+        micro = local_micro(settings.micro_batch, job.runtime.world)
+        self.stepper = Stepper(job.student, job.objective, job.make_batch, job.runtime, job.recipe.seed, micro, settings.autocast)
+        self.ema = Ema(job.student, settings.ema) if settings.ema else None
 
     def run(self) -> State:
         """Trains; afterwards the student holds the best (or last) weights. Raises Interrupted after saving on Ctrl-C."""
@@ -106,7 +110,7 @@ class Trainer:
                 if not saved:
                     self.state.untrained = self._evaluate()
                 for span in self.spans:
-                    if self.state.step < span.end:
+                    if self.state.step < span.end and not self.state.stopped_early:
                         self._train(span, saved, stopped)
                         saved = None
         finally:
@@ -117,8 +121,10 @@ class Trainer:
         return self.state
 
     def _train(self, span: Span, saved: dict | None, stopped: threading.Event) -> None:
-        student, recipe = self.job.student, self.job.recipe
-        student.freeze(image="image" in span.stage.freeze, text="text" in span.stage.freeze)
+        if self.state.step == span.begin:
+            self._begin(span)
+        student, recipe, frozen = self.job.student, self.job.recipe, span.stage.freeze
+        student.freeze(image="image" in frozen, text="text" in frozen, projections=span.stage.freeze_projections)
         self.optimiser = build_optimiser(student, self.job.objective, recipe.optimiser)
         if saved and self.state.step > span.begin:
             self.optimiser.load_state_dict(saved["optimiser"])
@@ -136,7 +142,38 @@ class Trainer:
             if log:
                 self._log(result, norm, host.epoch)
             self.progress.step(f"loss {float(result.loss):.3f}")
-            self._after(stopped)
+            self._after(span, stopped)
+            if self.state.stopped_early:
+                return
+
+    def _begin(self, span: Span) -> None:
+        """Changes student and objective as the stage asks. What they were is kept, so that a resumed run can do the same again."""
+        surgery, drop = self.job.surgeries.get(span.number), span.stage.drop
+        if surgery is None and not drop:
+            return
+        if self.job.runtime.first:
+            before = {"student": self.job.student.state_dict(), "objective": self.job.objective.state_dict()}
+            atomic_produce(self._before(span), lambda path: torch.save(before, path))
+        self._change(span)
+        if surgery is not None:  # weights of other shapes cannot be compared with those of now, nor loaded into the student
+            self.state.best_value, self.state.best_step, self.state.without_gain = -math.inf, 0, 0
+            sizes = self.job.student.sizes()["total_without_token_rows"]
+            self.progress.line(f"{self.job.recipe.name}: stage {span.stage.name}: the student has {sizes:,} parameters without token rows")
+            self._best_path.unlink(missing_ok=True)
+            self._evaluate("surgery")
+
+    def _change(self, span: Span) -> None:
+        job = self.job
+        surgery = job.surgeries.get(span.number)
+        if surgery is not None:
+            job.student = surgery(job.student, job.objective)
+        if span.stage.drop:
+            job.objective = job.objective.without(span.stage.drop)
+        if surgery is not None or span.stage.drop:
+            self._renew()
+
+    def _before(self, span: Span) -> Path:
+        return self.job.folder / "checkpoints" / f"before-stage-{span.number}.pt"
 
     def _step(self, host: Any, log: bool) -> tuple[StepResult, float]:
         assert self.optimiser is not None
@@ -184,32 +221,46 @@ class Trainer:
                 "Lower stages.0.learning_rate or set optimiser.clip_norm; the last good checkpoint is kept."
             )
 
-    def _after(self, stopped: threading.Event) -> None:
+    def _after(self, span: Span, stopped: threading.Event) -> None:
         """Evaluation and checkpoint, in that order, so that a checkpoint knows the best value so far."""
-        step, done = self.state.step, self.state.step == self.last
-        evaluated = step % self.every == 0 or done
-        if evaluated:
+        step = self.state.step
+        if step % self.every == 0 or step == span.end:
             self._evaluate()
+            self._stop_early()
+        done = step == span.end or self.state.stopped_early
         late = time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
         stop = self.job.runtime.any(stopped.is_set())
         if step % self.per_epoch == 0 or done or stop or self.job.runtime.any(late):
             self._save()
-        if stop and not done:
+        if stop and step < self.last and not self.state.stopped_early:
             raise Interrupted(self.job.folder, step)
 
-    def _evaluate(self) -> dict[str, float]:
-        """Metrics on val of the weights that would be shipped; the best weights are kept beside the checkpoints."""
+    def _stop_early(self) -> None:
+        """All processes stop when the first one sees no gain for `evaluation.patience` evaluations."""
+        patience = self.job.recipe.evaluation.patience
+        if patience is not None and self.job.runtime.any(self.job.runtime.first and self.state.without_gain >= patience):
+            self.state.stopped_early = True
+            self.progress.line(f"{self.job.recipe.name}: no better for {patience} evaluations: stops at step {self.state.step}")
+
+    def _evaluate(self, kind: str = "val") -> dict[str, float]:
+        """Metrics on val of the weights that would be shipped; the best weights are kept beside the checkpoints.
+
+        kind: `val`, or `surgery` right after one, before the student has learned anything in its new shape.
+        """
         student, state = self.job.student, self.state
         if self.job.runtime.first and self.job.evaluators:
-            with self.ema.in_place_of(student) if self.ema else contextlib.nullcontext():
+            masks = self.job.objective.masks(None)
+            with self.ema.in_place_of(student) if self.ema else contextlib.nullcontext(), student.masked(masks):
                 metrics = {name: float(value) for run in self.job.evaluators for name, value in run(student)}
                 value = state.step if self.job.recipe.evaluation.best == "last" else best_value(metrics, self.job.recipe.evaluation.best)
-                if value >= state.best_value and state.step > 0:  # of equals the later: it has seen more
+                state.without_gain = 0 if value > state.best_value else state.without_gain + 1
+                # Of equals the later: it has seen more. While masks are learned, the student is not yet what it will be.
+                if kind == "val" and not masks and value >= state.best_value and state.step > 0:
                     state.best_value, state.best_step, state.best = value, state.step, metrics
                     atomic_produce(self._best_path, lambda path: torch.save(student.state_dict(), path))
             assert self.metrics is not None
-            self.metrics.write(kind="val", **self._where(), metrics=metrics)
-            shown = ", ".join(f"{n} {100 * v:.1f}" for n, v in metrics.items() if n.endswith(("@10", "acc1")))
+            self.metrics.write(kind=kind, **self._where(), metrics=metrics)
+            shown = ", ".join(f"{n} {100 * v:.1f}" for n, v in metrics.items() if n.endswith(("@10", "acc1", "teacher_cosine", "match@1")))
             self.progress.line(f"{self.job.recipe.name}: epoch {state.step / self.per_epoch:.1f}: {shown}")
         else:
             metrics = {}
@@ -245,7 +296,12 @@ class Trainer:
                 logit_scale=float(self.job.student.logit_scale.detach().exp()),
                 skipped=self.state.skipped,
                 not_negatives=result.masked,
+                **{name: report for name, report in self._reports().items() if report},
             )
+
+    def _reports(self) -> dict[str, dict[str, float]]:
+        """What terms tell about themselves beside their values (`Term.report`)."""
+        return {f"report/{name}": term.report() for name, term in self.job.objective.terms.items()}
 
     def _save(self) -> None:
         if self.job.runtime.first and self.optimiser:
@@ -272,6 +328,9 @@ class Trainer:
                 f"the run was made with {saved['world']} processes and is resumed with {self.job.runtime.world}. Use the same number."
             )
         try:
+            for span in self.spans:
+                if span.begin < saved["state"]["step"]:
+                    self._change_again(span)
             self.job.student.load_state_dict(saved["student"])
             self.job.objective.load_state_dict(saved["objective"])
         except RuntimeError as error:
@@ -281,6 +340,19 @@ class Trainer:
             self.ema.average = saved["ema"]
         self.state = State(**saved["state"])
         return saved
+
+    def _change_again(self, span: Span) -> None:
+        """The change at a stage's beginning, from what student and objective were then."""
+        if self.job.surgeries.get(span.number) is None and not span.stage.drop:
+            return
+        path = self._before(span)
+        try:
+            before = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever a broken file makes it raise
+            raise UserError(f"the state before a stage in {path} cannot be read. Start again with --overwrite.") from error
+        self.job.student.load_state_dict(before["student"])
+        self.job.objective.load_state_dict(before["objective"])
+        self._change(span)
 
     def _best_weights(self) -> dict[str, torch.Tensor]:
         try:

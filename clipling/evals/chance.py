@@ -13,9 +13,10 @@ MOST = 0.2
 
 
 def chance(metric: str, pairs: int | None) -> float | None:
-    """Chance level of a `...recall@k` among `pairs`; None for another metric, or when the number of pairs is not known."""
+    """Chance level of a `...recall@k` among `pairs`; None for another metric (one of another set, as `watch/...`), or
+    when the number of pairs is not known."""
     k = metric.rpartition("recall@")[2]
-    return min(1.0, int(k) / pairs) if pairs and k.isdigit() else None
+    return min(1.0, int(k) / pairs) if pairs and k.isdigit() and "/" not in metric else None
 
 
 def tells(metric: str, pairs: int | None) -> bool:

@@ -76,7 +76,7 @@ class Retrieval:
         batch: int = 256,
         name: str = "retrieval",
     ) -> None:
-        if not pairs.captions:
+        if not pairs.captions or pairs.unpaired:
             raise UserError(f"{pairs.name} has no captions, so nothing can be retrieved by text. Give pairs with captions.")
         self.name, self.pairs, self.ks, self.batch = name, pairs, tuple(ks), batch
         self.positives = list(pairs.groups) if groups and any(pairs.groups) else None

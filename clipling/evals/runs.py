@@ -42,7 +42,7 @@ class Run:
     def model(self) -> Path | None:
         """The folder of the trained student, None when it was not kept."""
         folder = self.folder / "model"
-        return folder if (folder / "open_clip_config.json").is_file() else None
+        return folder if any((folder / name).is_file() for name in ("open_clip_config.json", "clipling_config.json")) else None
 
     @property
     def kind(self) -> Kind:

@@ -11,6 +11,9 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from clipling.errors import UserError, missing_extra, near
+from clipling.models import lite  # noqa: F401 (timm learns the names of our narrower towers)
+from clipling.models.irregular import put_blocks
+from clipling.models.irregular_config import checked_pruned, stand_in_cfg
 
 MODEL_KEYS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -20,7 +23,8 @@ def checked_config(config: dict[str, Any]) -> dict[str, Any]:
     """A complete copy of `config` (what `open_clip_config.json` holds), every mistake named.
 
     `custom_text` is always true (open_clip opens a folder with separate towers only then), `timm_model_pretrained` and
-    `hf_model_pretrained` always false (building never asks a hub), and `preprocess_cfg` holds every field.
+    `hf_model_pretrained` always false (building never asks a hub), and `preprocess_cfg` holds every field. `pruned` is there
+    for towers of irregular layers alone (see irregular.py).
     """
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         raise UserError("a student's config must be a mapping with 'model_cfg' and 'preprocess_cfg', as in models/zoo/*.json")
@@ -41,7 +45,10 @@ def checked_config(config: dict[str, Any]) -> dict[str, Any]:
     preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), given)
     preprocess["size"] = _square(model["vision_cfg"].get("image_size", CLIPVisionCfg.image_size))
     preprocess["mean"], preprocess["std"] = list(preprocess["mean"]), list(preprocess["std"])
-    return {"model_cfg": model, "preprocess_cfg": preprocess}
+    checked = {"model_cfg": model, "preprocess_cfg": preprocess}
+    if config.get("pruned"):
+        checked["pruned"] = checked_pruned(config["pruned"], model)
+    return checked
 
 
 def _square(size: Any) -> int:
@@ -62,14 +69,18 @@ def _known(where: str, given: dict[str, Any], allowed: Any) -> None:
 def build_model(config: dict[str, Any], text_folder: Path | None) -> CustomTextCLIP:
     """The stock open_clip model of a checked config, randomly initialised from torch's global generator.
 
-    `text_folder` stands in for `hf_model_name`: a folder that holds the text model's `config.json`.
+    `text_folder` stands in for `hf_model_name`: a folder that holds the text model's `config.json`. Towers in `pruned` have
+    irregular blocks.
     """
-    model_cfg = copy.deepcopy(config["model_cfg"])
+    pruned = config.get("pruned", {})
+    model_cfg = stand_in_cfg(config["model_cfg"], pruned)
     model_cfg.pop("custom_text")
     if "hf_model_name" in model_cfg["text_cfg"]:
         model_cfg["text_cfg"]["hf_model_name"] = str(text_folder)
     try:
-        return CustomTextCLIP(**model_cfg)
+        model = CustomTextCLIP(**model_cfg)
+        put_blocks(model, config["model_cfg"], pruned)
+        return model
     except (RuntimeError, TypeError, AssertionError, ValueError, KeyError, OSError) as error:
         raise UserError(f"open_clip cannot build this student's config: {error}") from error
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipling.errors import UserError, near
+from clipling.models import masked as masking
 from clipling.models import towers
 from clipling.models.build import build_model, checked_config
 from clipling.models.convolutions import make_safe
@@ -25,7 +27,8 @@ NORMS = ("local", "frozen", "sync")
 class Student(nn.Module):
     """A small dual encoder. `.model` is a stock open_clip `CustomTextCLIP`.
 
-    Built from `config` = {"model_cfg": ..., "preprocess_cfg": ...}, the content of `open_clip_config.json`.
+    Built from `config` = {"model_cfg": ..., "preprocess_cfg": ...}, the content of `open_clip_config.json`. With `pruned` in it
+    (see irregular.py) layers differ in their numbers of heads and MLP units, and stock open_clip cannot open the model.
     `text_folder` holds config and tokenizer of a Hugging Face text tower (None for open_clip's own).
     """
 
@@ -44,11 +47,22 @@ class Student(nn.Module):
         self._frozen = {"visual": False, "text": False}
         self._projections_frozen = False
         self._tokenise: Tokenise | None = None
+        self._masks: dict[str, masking.TowerMasks] = {}
 
     @property
     def preprocess_cfg(self) -> dict[str, Any]:
         """open_clip's preprocessing: size, mean, std, interpolation, resize_mode, fill_color, mode."""
         return self.config["preprocess_cfg"]
+
+    @property
+    def local_config(self) -> dict[str, Any]:
+        """The config, by which a student of the same shape can be built here: a Hugging Face text tower is named by its folder."""
+        made = copy.deepcopy(self.config)
+        text = made["model_cfg"]["text_cfg"]
+        for key in ("hf_model_name", "hf_tokenizer_name"):
+            if key in text and self.text_folder is not None:
+                text[key] = str(self.text_folder)
+        return made
 
     @property
     def image_size(self) -> int:
@@ -96,11 +110,31 @@ class Student(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit rows fp32 [n, embed_dim] of normalised images [n, 3, s, s]."""
-        return F.normalize(self.model.visual(images).float(), dim=-1)
+        tower = self.model.visual
+        features = masking.image_features(tower, images, self._masks["image"]) if "image" in self._masks else tower(images)
+        return F.normalize(features.float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Unit rows fp32 [n, embed_dim] of token ids [n, L], L <= context_length; padding costs nothing."""
-        return F.normalize(towers.text_features(self.model.text, tokens.to(self.device)).float(), dim=-1)
+        tower, tokens = self.model.text, tokens.to(self.device)
+        if "text" in self._masks or masking.is_irregular(tower):
+            features = masking.text_features(tower, tokens, self._masks.get("text", masking.NO_MASKS))
+        else:
+            features = towers.text_features(tower, tokens)
+        return F.normalize(features.float(), dim=-1)
+
+    @contextmanager
+    def masked(self, masks: Mapping[str, Tensor]) -> Iterator[None]:
+        """Meanwhile `encode_image` and `encode_text` multiply units by `masks`; see masked.py. Without masks, nothing changes.
+
+        masks: `image.hidden` [C], `image.heads` [L, H], `image.intermediate` [L, F] and the same with `text.`, any of them,
+        in [0, 1], through which gradients flow; the sizes are `masked.mask_shapes(student)`.
+        """
+        before, self._masks = self._masks, masking.tower_masks(self, masks)
+        try:
+            yield
+        finally:
+            self._masks = before
 
     def encode_images_in_batches(self, images: Any, batch: int = 256) -> np.ndarray:
         """Unit rows float32 [P, embed_dim] of pixels uint8 [P, s, s, 3] (an array or `Pixels`), in evaluation mode."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,11 +19,14 @@ from clipling.models.build import checked_config, find_text_folder
 from clipling.models.catalogue import zoo_config, zoo_names, zoo_table
 from clipling.models.dual import Student
 from clipling.models.inits import init_image, init_text, load_exactly, read_weights
+from clipling.models.transformers_clip import CONFIG as TRANSFORMERS_CONFIG
+from clipling.models.transformers_clip import clip_config, clip_state, hub_folder, weight_files
 from clipling.store import atomic_produce, atomic_write, cache_dir, disk_error, read_json
 
 __all__ = ["new_student", "open_student", "save_student", "zoo_config", "zoo_names", "zoo_table"]
 
 CONFIG = "open_clip_config.json"
+IRREGULAR_CONFIG = "clipling_config.json"  # of what stock open_clip cannot build: it finds no config, and says so
 WEIGHTS = "open_clip_model.safetensors"
 WEIGHT_NAMES = (WEIGHTS, "open_clip_pytorch_model.safetensors", "model.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -86,19 +90,22 @@ def _seeded(config: dict[str, Any], seed: int, beside: Path | None = None) -> St
 def save_student(student: Student, folder: Path | str, card: str | None = None) -> None:
     """Writes `open_clip_config.json`, `open_clip_model.safetensors` and, with `card`, `README.md`, each whole or not at all.
 
+    A student with irregular towers (see irregular.py) has `clipling_config.json` instead, and `open_student` alone opens it.
+
     Stock `open_clip.create_model_and_transforms("local-dir:" + folder)` opens it and gives the same embeddings. A Hugging
     Face text tower's config and tokenizer are saved beside it; stock open_clip opens such a folder too, but looks the
     tower's config up by its name, at the hub.
     """
     folder = Path(folder)
     state = student.stock_state()
-    config = folder / CONFIG
-    content = json.dumps(student.config, indent=2) + "\n"
-    if config.is_file() and config.read_text(encoding="utf-8", errors="replace") != content:
-        try:
-            config.unlink()  # a kill in between must not leave the new weights with the old config
-        except OSError as error:
-            raise disk_error(error, config) from error
+    config = folder / (IRREGULAR_CONFIG if "pruned" in student.config else CONFIG)
+    content = json.dumps(_without_paths(student.config), indent=2) + "\n"
+    for old in (folder / CONFIG, folder / IRREGULAR_CONFIG):
+        if old.is_file() and (old != config or old.read_text(encoding="utf-8", errors="replace") != content):
+            try:
+                old.unlink()  # a kill in between must not leave the new weights with the old config
+            except OSError as error:
+                raise disk_error(error, old) from error
     atomic_produce(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
     if student.text_folder is not None and student.text_folder.resolve() != folder.resolve():
         for name in TEXT_FILES:
@@ -110,15 +117,31 @@ def save_student(student: Student, folder: Path | str, card: str | None = None) 
     atomic_write(config, content)
 
 
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as it is published: a text tower that was read from a folder is named by that folder's last part.
+
+    Its own config and tokenizer lie beside the weights, where `open_student` looks first.
+    """
+    made = copy.deepcopy(config)
+    text = made["model_cfg"]["text_cfg"]
+    for key in ("hf_model_name", "hf_tokenizer_name"):
+        if Path(text.get(key) or "").is_absolute():
+            text[key] = Path(text[key]).name
+    return made
+
+
 def open_student(spec: str | Path) -> Student:
     """A trained student, in evaluation mode.
 
-    spec: a folder in open_clip's layout (`local-dir:` before it is allowed), a run folder (its `model/` is opened), or
-    `NAME@TAG`, a pretrained model of open_clip (which downloads it).
+    spec: a folder in open_clip's layout (`local-dir:` before it is allowed), a run folder (its `model/` is opened), the
+    folder of a transformers CLIP (`transformers:` before it where both layouts are there), `NAME@TAG`, a pretrained model of
+    open_clip (which downloads it), or `transformers:NAME`, a CLIP of the hub.
     """
     text = str(spec)
+    if text.startswith("transformers:"):
+        return _open_transformers(hub_folder(text.removeprefix("transformers:")))
     folder = Path(text.removeprefix("local-dir:"))
-    if (folder / "model" / CONFIG).is_file():
+    if _config_file(folder / "model"):
         folder = folder / "model"
     if folder.is_dir():
         return _open_folder(folder)
@@ -134,22 +157,43 @@ def open_student(spec: str | Path) -> Student:
     raise UserError(f"{text!r} is neither a folder nor a model. {near(text, [*zoo_names(), *open_clip.list_models()])}")
 
 
+def _config_file(folder: Path) -> Path | None:
+    return next((folder / name for name in (CONFIG, IRREGULAR_CONFIG) if (folder / name).is_file()), None)
+
+
 def _open_folder(folder: Path) -> Student:
-    if not (folder / CONFIG).is_file():
+    file = _config_file(folder)
+    if file is None and (folder / TRANSFORMERS_CONFIG).is_file():
+        return _open_transformers(folder)
+    if file is None:
         raise UserError(f"{folder} holds no {CONFIG}, so it is not a model in open_clip's layout. Give the folder of a saved model")
     weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
     if weights is None:
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        if pickles:
-            raise UserError(
-                f"{folder / pickles[0]} is a pickle, which can run any code when it is loaded. Convert it to {WEIGHTS} with "
-                "safetensors where you trust it"
-            )
-        raise UserError(f"{folder} holds no weights: expected {WEIGHTS}")
-    config = read_json(folder / CONFIG)
+        raise _no_weights(folder, WEIGHTS)
+    config = read_json(file)
     student = _seeded(config, 0, folder)
     load_exactly(student.model, convert_to_custom_text_state_dict(read_weights(weights)), str(weights))
     return student.eval()
+
+
+def _open_transformers(folder: Path) -> Student:
+    config = clip_config(folder)
+    files = weight_files(folder)
+    if not files:
+        raise _no_weights(folder, "model.safetensors")
+    student = _seeded(config, 0)
+    load_exactly(student.model, clip_state(files), str(folder))
+    return student.eval()
+
+
+def _no_weights(folder: Path, expected: str) -> UserError:
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if not pickles:
+        return UserError(f"{folder} holds no weights: expected {expected}")
+    return UserError(
+        f"{folder / pickles[0]} is a pickle, which can run any code when it is loaded. Convert it to {expected} with "
+        "safetensors where you trust it"
+    )
 
 
 def _open_pretrained(name: str, tag: str) -> Student:

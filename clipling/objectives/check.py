@@ -18,7 +18,8 @@ from clipling.objectives.sample import batch_of, leaves, permuted, sample
 from clipling.objectives.term import Term
 from clipling.objectives.worker import measure, run
 
-DIMS = {"student": 16, "image": 24, "text": 12}
+DIMS = {"student": 16, "image": 24, "text": 12, "teacher.teacher": 20}
+DIMS |= {f"{tower}.{key}": size for tower in ("image", "text") for key, size in (("layers", 2), ("width", 16), ("heads", 4), ("mlp", 32))}
 TOLERANCE = 1e-4  # relative; fp32 sums in another order differ by about 1e-6
 
 
@@ -84,7 +85,8 @@ def check_term(
     """Tries a term on made-up batches of `rows` pairs (even, at least 6): one finding a check, in order.
 
     `term` is "file.py:NAME" or "package.module:NAME" of a `Term` class or of a function that makes a term (neither takes
-    arguments), or such a class or function itself. `dims`: the sizes of `student`, `image` and `text` features. After a
+    arguments), or such a class or function itself. `dims`: the sizes of `student`, `image` and `text` features and of those of a
+    teacher named "teacher" (`teacher.teacher`), and of the student's towers (`image.width`, ...). After a
     failure of the first two checks (`values`, `steps`) the others are not made. Raises UserError when there is no term to check.
     """
     if rows < 6 or rows % 2:

@@ -8,18 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipling.objectives.term import Batch, Neighbours, View
+from clipling.objectives.term import Batch, Neighbours, TeacherView, View
 
 NEIGHBOURS_EACH = 3
 SPACES = ("image", "text", "self")
+SIDES = ("image", "text")
+TEACHER_SCALE = 20.0
+KNOWN = f"student.image, student.text, student.masks, neighbours.{'|'.join(SPACES)}, teacher.image, teacher.text"
 
 
 def sample(needs: Iterable[str], dims: Mapping[str, int], rows: int, seed: int) -> dict[str, Tensor]:
     """Named tensors of one global batch, of what `needs` names and no more.
 
     It holds what real batches hold: two pairs that are not negatives of each other, pairs with the same neighbour,
-    neighbours that are in the batch themselves, and (unevenly spread) rows without any. Raises ValueError for a need that
-    cannot be made up.
+    neighbours that are in the batch themselves, (unevenly spread) rows without any, and features of every teacher that `dims`
+    names (`teacher.<name>`). Raises ValueError for a need that cannot be made up.
     """
     rng = torch.Generator().manual_seed(seed)
 
@@ -33,15 +36,23 @@ def sample(needs: Iterable[str], dims: Mapping[str, int], rows: int, seed: int) 
     for need in sorted(needs):
         kind, _, rest = need.partition(".")
         side, _, view = rest.partition(":")
-        if kind == "student" and side in ("image", "text"):
+        if kind == "student" and side in SIDES:
             tensors[f"view.{view or 'main'}.{side}"] = unit(dims["student"])
         elif kind == "neighbours" and rest in SPACES:
             ids, others = _neighbours(pair, rest, rng)
             tensors |= {f"neighbours.{rest}.ids": ids, f"neighbours.{rest}.others": others}
-            tensors |= {f"neighbours.{rest}.{bank}": unit(dims[bank]) for bank in ("image", "text")}
-        else:
-            raise ValueError(f"needs {need!r}: known are student.image, student.text, neighbours.{'|'.join(SPACES)}")
+            tensors |= {f"neighbours.{rest}.{bank}": unit(dims[bank]) for bank in SIDES}
+        elif kind == "teacher" and rest in SIDES:
+            for name in _teachers(dims):
+                tensors |= {f"{name}.scale": torch.tensor(TEACHER_SCALE), f"{name}.{rest}": unit(dims[name])}
+        elif need != "student.masks":  # masks are asked of the term; a batch holds nothing for them
+            raise ValueError(f"needs {need!r}: known are {KNOWN}")
     return tensors
+
+
+def _teachers(names: Iterable[str]) -> list[str]:
+    """`teacher.<name>` for every teacher, of the names of sizes or of tensors."""
+    return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names if name.startswith("teacher.")))
 
 
 def _neighbours(pair: Tensor, space: str, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -83,7 +94,14 @@ def batch_of(tensors: Mapping[str, Tensor], local: Mapping[str, Tensor], whole: 
             space: Neighbours(**{field: tensors[f"neighbours.{space}.{field}"] for field in ("ids", "others", "image", "text")})
             for space in spaces
         },
+        teachers={name.removeprefix("teacher."): _taught(tensors, name, rows) for name in _teachers(tensors)},
     )
+
+
+def _taught(tensors: Mapping[str, Tensor], name: str, rows: slice) -> TeacherView:
+    sides = {side: tensors[f"{name}.{side}"] for side in SIDES if f"{name}.{side}" in tensors}
+    local = {side: found[rows] for side, found in sides.items()}
+    return TeacherView(float(tensors[f"{name}.scale"]), **local, **{f"{side}_all": found for side, found in sides.items()})
 
 
 def permuted(tensors: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:

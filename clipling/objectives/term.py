@@ -28,6 +28,20 @@ class View:
 
 
 @dataclass
+class TeacherView:
+    """What one frozen teacher makes of the same crops and captions: unit features, never with gradient.
+
+    A side that no term asked for (`teacher.image`, `teacher.text` in `needs`) is None. The size d_t is the teacher's own.
+    """
+
+    scale: float  # what its similarities are multiplied by
+    image: Tensor | None = None  # [n, d_t]
+    text: Tensor | None = None  # [n, d_t]
+    image_all: Tensor | None = None  # [N, d_t]
+    text_all: Tensor | None = None  # [N, d_t]
+
+
+@dataclass
 class Neighbours:
     """The neighbours of every row of the global batch in one feature space, and the bank rows of those neighbours.
 
@@ -54,6 +68,7 @@ class Batch:
     bias: Tensor | None = None  # scalar: the student's logit_bias (SigLIP), with gradient
     same: Tensor | None = None  # [n, N] bool: not negatives of each other (never the row itself); None when there are none
     neighbours: dict[str, Neighbours] = field(default_factory=dict)  # spaces: "image", "text", "self"
+    teachers: dict[str, TeacherView] = field(default_factory=dict)  # by the recipe's names, in its order
 
     @property
     def main(self) -> View:
@@ -69,9 +84,10 @@ class Batch:
 class Term(nn.Module):
     """One part of the training loss.
 
-    `needs` names what the engine has to put in the batch: `student.image`, `student.text`, and `neighbours.<space>` for
-    the spaces of a bank. Trainable modules and buffers of a term are trained, synchronised and saved with the student, and
-    are not part of the exported model.
+    `needs` names what the engine has to put in the batch: `student.image`, `student.text`, `student.image:masked` (the view
+    "masked": pictures with most patches left out), `student.masks`, `neighbours.<space>` for the spaces of a bank,
+    `teacher.image` and `teacher.text` for the features of all teachers. What no term needs is not computed. Trainable modules
+    and buffers of a term are trained, synchronised and saved with the student, and are not part of the exported model.
     """
 
     needs: frozenset[str] = frozenset({"student.image", "student.text"})
@@ -81,14 +97,27 @@ class Term(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward(batch) -> dict[str, Tensor]")
 
     def setup(self, dims: Mapping[str, int]) -> None:
-        """Builds modules once sizes are known: `student` (d), and `image`, `text` (bank features) where a guide has them."""
+        """Builds modules once sizes are known: `student` (d), `image`, `text` (bank features) where a guide has them, and
+        `teacher.<name>` (d_t) for every teacher."""
+
+    def masks(self, draw: torch.Generator | None) -> dict[str, Tensor]:
+        """Masks that multiply units of the student's towers (`image.hidden`, `text.heads`, ...), with gradient; usually none.
+
+        `draw` is where randomness comes from, the same on all processes; None asks for the fixed masks of evaluation.
+        """
+        return {}
 
     def parameter_groups(self) -> Iterable[dict]:
-        """Optimiser groups of parameters that need their own settings (`lr_scale`, `weight_decay`, `maximize`)."""
+        """Optimiser groups of parameters that need their own settings: `lr_scale`, `weight_decay`, `maximize` (ascent), and
+        `fixed_lr` (a learning rate of its own that follows no schedule)."""
         return []
 
     def after_step(self, step: int) -> None:
         """Called after every optimiser step (to clamp a temperature, to push a queue)."""
+
+    def report(self) -> dict[str, float]:
+        """Numbers for the log beside the values (a sparsity reached, a temperature); usually none."""
+        return {}
 
 
 Weight = float | Callable[[int], float]
@@ -144,6 +173,18 @@ class Objective(nn.Module):
                 raise ValueError(f"objective.{term}.weight has no {value!r}, which the term returns; it has {sorted(weight)}")
             weight = weight[value]
         return weight(step) if callable(weight) else weight
+
+    def without(self, names: Iterable[str]) -> Objective:
+        """The same terms, less those named."""
+        kept = {name: term for name, term in self.terms.items() if name not in set(names)}
+        return Objective(kept, self.weights)
+
+    def masks(self, draw: torch.Generator | None) -> dict[str, Tensor]:
+        """The masks of all terms together."""
+        made: dict[str, Tensor] = {}
+        for term in self.terms.values():
+            made |= term.masks(draw)
+        return made
 
     def after_step(self, step: int) -> None:
         for term in self.terms.values():

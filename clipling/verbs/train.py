@@ -17,6 +17,7 @@ def train(
     out: Path | None = None,
     val: str | None = None,
     guide: str | None = None,
+    teacher: tuple[str, ...] = (),
     student: str | None = None,
     epochs: float | None = None,
     batch: int | None = None,
@@ -37,11 +38,12 @@ def train(
     """Trains a small CLIP model on your image-text pairs.
 
     Args:
-        recipe: A recipe by name (clip, ping, a_ping, lit), a .yaml file, or ./file.py:function.
+        recipe: A recipe by name (`clipling show recipes`), a .yaml file, or ./file.py:function.
         data: Pairs: a folder, .csv/.tsv, .jsonl, .tar files (braces allowed), or demo:emoji.
         out: The run folder that is made (default: runs/<recipe>).
         val: Pairs for validation. Default: a fixed split of --data is held out.
         guide: A bank folder made by `clipling bank`. Default: built from --data and cached.
+        teacher: A model to learn from (a run, a folder of a model, NAME@TAG of open_clip); several are an ensemble.
         student: A student of the zoo, or a JSON file (`clipling show students`).
         epochs: Passes over the training pairs.
         batch: Pairs of a step, over all processes.
@@ -59,7 +61,7 @@ def train(
         threads: Threads of torch (default: all cores).
         json: Print the summary as JSON.
     """
-    from clipling.recipe import load_recipe, parse_setting, with_settings
+    from clipling.recipe import load_recipe, with_settings
     from clipling.run import threads as set_threads
     from clipling.run import train as run
 
@@ -82,10 +84,12 @@ def train(
         if made.guide is None:
             raise UserError(f"--guide {guide}: the recipe {made.name!r} has no guide. Use the recipe ping or a_ping, or leave --guide out.")
         settings |= {"guide.bank": guide, "guide.image_size": None, **bank_encoders(guide)}
+    if teacher:
+        settings["teachers"] = taught_by(teacher, made.teachers)
     if epochs is not None and len(made.stages) > 1:
         raise UserError("--epochs: the recipe has several stages. Use --set stages.0.epochs=...")
     made = with_settings(made, {k: v for k, v in settings.items() if v is not None or k == "guide.image_size"})
-    chosen = dict(parse_setting(s) for s in flat(set))
+    chosen = settings_given(set)
     if seeds is not None and "seed" in chosen:
         raise UserError("give --seeds or --set seed=..., not both")
     made = with_settings(made, chosen)
@@ -106,6 +110,21 @@ def bank_encoders(folder: str) -> dict[str, str]:
 
     manifest = Bank.open(folder).manifest
     return {f"guide.{side}_encoder": manifest[side]["encoder"] for side in ("image", "text")}
+
+
+def taught_by(models: tuple[str, ...], known: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Teachers by name: `teacher`, then `teacher2`, ... The settings of the recipe's own stay."""
+    from dataclasses import asdict
+
+    names = [f"teacher{n + 1}" if n else "teacher" for n in range(len(models))]
+    return {name: {**(asdict(known[name]) if name in known else {}), "model": model} for name, model in zip(names, models, strict=True)}
+
+
+def settings_given(set: tuple[tuple[str, ...] | str, ...]) -> dict[str, Any]:
+    """What `--set` says: values by dotted key."""
+    from clipling.recipe import parse_setting
+
+    return dict(parse_setting(s) for s in flat(set))
 
 
 def flat(settings: tuple[tuple[str, ...] | str, ...]) -> list[str]:

