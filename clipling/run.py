@@ -223,9 +223,8 @@ def announce(job: Job) -> None:
     opened: OpenedPairs = job.opened  # type: ignore[attr-defined]
     recipe, sizes = job.recipe, job.student.sizes()
     steps = spans(recipe.stages, job.batches.steps_per_epoch, recipe.max_steps)[-1].end
-    captions = len(opened.train.captions) / len(opened.train)
     lines = [
-        f"pairs    {len(opened.train):,} for training ({captions:.1f} captions each), {len(opened.val):,} held out",
+        f"{what_there_is(opened.train)}, {len(opened.val):,} held out",
         f"student  {recipe.student.init.get('model', recipe.student.config)}: {sizes['total_without_token_rows'] / 1e6:.2f} M parameters"
         f" and {sizes['token_rows'] / 1e6:.2f} M in token rows",
         f"budget   {steps:,} steps of {recipe.optimiser.batch} pairs = {steps * recipe.optimiser.batch:,} samples seen",
@@ -249,6 +248,14 @@ def interpolate(job: Job, state: State) -> Interpolated | None:
     row = next(row for row in found.rows if row["share"] == found.chosen)
     state.best = {name: value for name, value in row.items() if name not in ("share", "score")}
     return found
+
+
+def what_there_is(pairs: Pairs) -> str:
+    """`pairs    5,786 for training (5.0 captions each)`, or photos, with or without texts."""
+    if not pairs.unpaired:
+        return f"pairs    {len(pairs):,} for training ({len(pairs.captions) / len(pairs):.1f} captions each)"
+    texts = f"beside {len(pairs.captions):,} texts" if any(pairs.captions) else "without captions"
+    return f"photos   {len(pairs):,} for training, {texts}"
 
 
 def finish(job: Job, state: State, interpolated: Interpolated | None = None) -> dict[str, Any]:
