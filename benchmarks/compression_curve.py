@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "first_order": {"width": "first_order"},
     "auto": {"method": "auto"},
 }
-EPOCHS, RATE, BATCH = 8, 3e-4, 256
+EPOCHS, RATE, BATCH = 6, 3e-4, 256
 TEN = ("i2t_recall@10", "t2i_recall@10")
 COMMON = ("data.workers=0", "data.crop=[0.5, 1.0]", "evaluation.best=last")
 # 64 px in 16 patches, heads of 32: small enough for minutes, with units of every kind to choose from.

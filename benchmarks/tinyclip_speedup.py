@@ -35,6 +35,7 @@ SHARE = 0.5
 SEEDS = (0, 1, 2)
 TAUGHT = f"teachers={{teacher: {{model: '{TEACHER}'}}}}"
 MIMIC = "objective={affinity: {use: 'clipling.objectives.affinity:Affinity'}}"
+FEATURES = "objective.fd={use: 'clipling.objectives.clip_kd:FD', weight: 2000.0}"
 COMMON = ("student.vocabulary=full", "data.crop=[0.5, 1.0]", "data.workers=0", "evaluation.best=last", "evaluation.every=0.5")
 COMMON += ("optimiser.batch=256", "optimiser.weight_decay=0.2", "optimiser.clip_norm=1.0", "stages.0.warmup=1.0")
 
@@ -48,6 +49,8 @@ def arms() -> dict[str, tuple[str, float, tuple[str, ...]]]:
         "affinity": ("tinyclip_manual", 15, ("stages.0.learning_rate=0.001", "student.inherit=null", TAUGHT)),
         "inherit": ("clip", 8, ("stages.0.learning_rate=0.0005", cut)),
         "inherit+affinity": ("tinyclip_manual", 8, ("stages.0.learning_rate=0.0005", taught, TAUGHT)),
+        # How near to its teacher the student comes when it is given time, and the teacher's features as well (CLIP-KD's FD).
+        "inherit+affinity+fd, 24 epochs": ("tinyclip_manual", 24, ("stages.0.learning_rate=0.0005", taught, TAUGHT, FEATURES)),
     }
 
 
@@ -59,10 +62,14 @@ def student_config() -> Path:
     return path
 
 
+def folder_of(arm: str) -> Path:
+    return FOLDER / arm.replace("+", "_").replace(",", "").replace(" ", "_")
+
+
 def run_one(arm: str, seed: int) -> None:
     student = str(student_config())
     recipe, epochs, settings = arms()[arm]
-    out = FOLDER / arm.replace("+", "_") / f"seed-{seed}"
+    out = folder_of(arm) / f"seed-{seed}"
     chosen = (f"student.config={student}", *COMMON, *settings)
     clipling.train(recipe, data=TRAIN, epochs=epochs, seed=seed, out=out, set=chosen, resume=True, threads=1, json=True)
     if not (out / "dev.json").is_file():
@@ -78,7 +85,7 @@ def curve(folder: Path) -> list[tuple[int, float, float]]:
 def collect() -> None:
     """Gathers the finished runs into benchmarks/results/tinyclip_speedup.json."""
     result = load("tinyclip_speedup")
-    found = {arm: sorted((FOLDER / arm.replace("+", "_")).glob("seed-*/dev.json")) for arm in arms()}
+    found = {arm: sorted(folder_of(arm).glob("seed-*/dev.json")) for arm in arms()}
     curves = {arm: [curve(path.parent) for path in paths] for arm, paths in found.items() if paths}
     if "scratch" not in curves:
         raise SystemExit("there is no finished scratch run yet")
@@ -130,7 +137,7 @@ def speedups(made: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", default=",".join(arms()))
+    parser.add_argument("--arms", default=";".join(arms()), help="separated by ;")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--at-once", type=int, default=2, help="runs that go on at a time, one thread each")
     parser.add_argument("--collect", action="store_true", help="only gather what is finished")
@@ -141,7 +148,7 @@ def main() -> None:
         return
     if not given.collect:
         student_config()
-        jobs = [[arm, seed] for seed in given.seeds.split(",") for arm in given.arms.split(",")]
+        jobs = [[arm, seed] for seed in given.seeds.split(",") for arm in given.arms.split(";")]
 
         def call(job: list[str]) -> None:
             done = subprocess.run([sys.executable, __file__, "--one", *job], stdout=subprocess.DEVNULL)

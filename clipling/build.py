@@ -54,7 +54,7 @@ def needs_guide(recipe: Recipe) -> None:
         raise UserError(f"the recipe {recipe.name!r} learns from a teacher: give --teacher MODEL (a run, a folder of a model, or NAME@TAG)")
     inherit = recipe.student.inherit
     sources = {inherit.source, inherit.text_source} if inherit else set()
-    idle = [n for n in recipe.teachers if not taught and n not in sources and recipe.student.text != "teacher"]
+    idle = [n for n in recipe.teachers if not taught and n not in sources and recipe.student.text == "config"]
     if idle:
         raise UserError(f"no term of the objective uses the teacher {idle[0]!r}. Remove it, or add a term such as the affinity.")
 
@@ -184,14 +184,13 @@ def make_teachers(
     for name, model in models.items():
         spec = recipe.teachers[name]
         model.to(runtime.device)
-        kept = remember_sides(model, train, augment, sides, epochs, progress)
-        teacher = Teacher(name, model, train, sides, spec.scale, **kept, device=runtime.device, autocast=recipe.optimiser.autocast)
-        if spec.gate and not recipe.data.bare and runtime.first:
-            found = gate(teacher, train, spec.model)
+        if spec.gate and not recipe.data.bare and runtime.first:  # before its features of all pairs are made
+            found = gate(name, model, train, spec.model)
             if not quiet:
                 both = f"{100 * found['image_to_text']:.0f} % and {100 * found['text_to_image']:.0f} %"
                 print(f"teacher  {spec.model}: top-1 among some pairs {both} (chance {100 * found['chance']:.1f} %)", file=sys.stderr)
-        made.append(teacher)
+        kept = remember_sides(model, train, augment, sides, epochs, progress)
+        made.append(Teacher(name, model, train, sides, spec.scale, **kept, device=runtime.device, autocast=recipe.optimiser.autocast))
     return made
 
 

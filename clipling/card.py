@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from clipling.models import lite
 from clipling.recipe import Recipe
 
 _TEMPLATE = """\
@@ -16,7 +17,7 @@ tags: [clip, image-text, clipling]
 ---
 # {{ recipe.name }}: a small CLIP model
 
-Trained with clipling on {{ "{:,}".format(summary.train_pairs) }} image-text pairs of `{{ data }}`, seed {{ summary.seed }}.
+Trained with clipling on {{ "{:,}".format(summary.train_pairs) }} {{ kind }} of `{{ data }}`, seed {{ summary.seed }}.
 
 | | |
 |---|---|
@@ -25,15 +26,14 @@ Trained with clipling on {{ "{:,}".format(summary.train_pairs) }} image-text pai
 | budget | {{ "{:,}".format(summary.samples_seen) }} samples seen, {{ summary.seconds }} s of training steps |
 | objective | {{ objective }} |
 {% for metric, value in summary.val.items() -%}
-| {{ metric }} on {{ summary.val_pairs }} pairs held out | {{ "%.1f"|format(100 * value) }} % \
+| {{ metric }} on {{ summary.val_pairs }} {{ held_out }} held out | {{ "%.1f"|format(100 * value) }} % \
 (untrained: {{ "%.1f"|format(100 * summary.untrained.get(metric, 0)) }} %) |
 {% endfor %}
-The best of several checkpoints was chosen on those held-out pairs, so these figures are slightly optimistic.
+The best of several checkpoints was chosen on those held-out {{ held_out }}, so these figures are slightly optimistic.
 
 ## Open it
 
-    import open_clip
-    model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")
+{{ opened }}
 {% if licences %}
 ## What taught it
 
@@ -52,12 +52,27 @@ It knows what its training pairs show and little else. Measure it on pictures of
 
 FROZEN = "Frozen encoders guided the training; their weights are not part of this model:"
 STARTED = "Models that taught this one, or whose weights it started from:"
+STOCK = """\
+    import open_clip
+    model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")"""
+OWN_TOWER = "    import clipling.models.lite  # timm learns the name of the image tower\n" + STOCK
+IRREGULAR = """\
+Its layers differ in size, which stock open_clip cannot build:
+
+    from clipling.models.hub import open_student
+    model = open_student("PATH_OF_THIS_FOLDER")"""
 
 
-def model_card(summary: Mapping[str, Any], recipe: Recipe, licences: Mapping[str, str], restricted: Sequence[str] = ()) -> str:
+def model_card(
+    summary: Mapping[str, Any],
+    recipe: Recipe,
+    licences: Mapping[str, str],
+    restricted: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+) -> str:
     """Markdown with the metadata block that model hubs read. Only the file name of the data is shown, never its path.
 
-    restricted: those of `licences` that forbid commercial use.
+    restricted: those of `licences` that forbid commercial use. config: the student's at the end, which decides how it is opened.
     """
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return environment.from_string(_TEMPLATE).render(
@@ -66,11 +81,21 @@ def model_card(summary: Mapping[str, Any], recipe: Recipe, licences: Mapping[str
         student=short(recipe.student.init.get("model", recipe.student.config)),
         sizes=summary["parameters"],
         data=short(recipe.data.source),
+        kind="photos (without captions)" if recipe.data.bare else "image-text pairs",
+        held_out="photos" if recipe.data.bare else "pairs",
+        opened=_opened(config or {}),
         objective=" + ".join(_weighted(name, term.weight) for name, term in recipe.objective.items()),
         licences=licences,
         taught=STARTED if recipe.teachers or recipe.student.init or recipe.student.inherit else FROZEN,
         restricted=", ".join(f"`{name}`" for name in restricted),
     )
+
+
+def _opened(config: Mapping[str, Any]) -> str:
+    if config.get("pruned"):
+        return IRREGULAR
+    tower = config.get("model_cfg", {}).get("vision_cfg", {}).get("timm_model_name")
+    return OWN_TOWER if tower in lite.default_cfgs else STOCK
 
 
 def short(path: str) -> str:

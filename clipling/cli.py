@@ -19,7 +19,9 @@ DESCRIPTION = "Grow small CLIP models from your own image-text pairs. Start with
 INTERRUPTED = 130
 # The extra that brings each package which a plain `pip install clipling` leaves out.
 EXTRA_OF = {
-    **dict.fromkeys(("torch", "torchvision", "timm", "open_clip", "safetensors", "pyarrow", "sklearn", "matplotlib", "psutil"), "train"),
+    **dict.fromkeys(
+        ("torch", "torchvision", "timm", "open_clip", "safetensors", "pyarrow", "sklearn", "scipy", "matplotlib", "psutil"), "train"
+    ),
     **dict.fromkeys(("transformers", "sentence_transformers"), "guides"),
 }
 

@@ -6,20 +6,29 @@ TinyCLIP's multi-stage progressive distillation (Wu et al., ICCV 2023, section 3
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
+from clipling.build import make_evaluators, needs_guide
 from clipling.engine.timing import latencies
 from clipling.errors import UserError
 from clipling.evals.evaluators import Retrieval
+from clipling.guides.teacher import gate
+from clipling.models.build import find_text_folder
 from clipling.models.dual import Student
 from clipling.models.hub import open_student, save_student
 from clipling.recipe import Recipe, load_recipe, with_settings
-from clipling.run import open_data, train
-from clipling.runfolder import locked
-from clipling.starts import size_wish
+from clipling.run import check_batch, open_data, train
+from clipling.runfolder import begun_names, locked
+from clipling.starts import check_names, size_wish
 from clipling.store import disk_error, read_json, write_json
 
 Method = Literal["manual", "auto"]
@@ -39,20 +48,51 @@ class Plan:
 
 
 def plan(teacher: str, to: str, method: Method, stages: int, settings: Mapping[str, Any]) -> Plan:
-    """The sizes of all stages, at equal distances. Raises UserError for a size that is not smaller than the teacher's."""
+    """The sizes of all stages, at equal distances. UserError for a size that is not smaller than the teacher's or cannot be reached,
+    and for settings that the recipe does not have: before any data is read."""
     if stages < 1:
         raise UserError(f"--stages {stages}: expected at least 1")
+    wish = size_wish(to)
+    with_settings(load_recipe(f"tinyclip_{method}"), settings)
     model = open_student(teacher)
     size = model.sizes()["total_without_token_rows"]
-    if method == "auto":
-        from clipling.models.masked import mask_shapes
-
-        mask_shapes(model)  # refuses towers that masks do not fit, before any work
-    wish = size_wish(to)
     target = wish.get("parameters") or round(wish["share"] * size)
     if target >= size:
-        raise UserError(f"--to {to}: the teacher has {size:,} parameters without token rows already. Give a smaller size.")
-    return Plan(teacher, method, [round(size - (size - target) * k / stages) for k in range(1, stages + 1)], size, dict(settings))
+        raise UserError(f"--to {to}: the teacher has {size:,} parameters without token rows. Give a smaller size.")
+    sizes = [round(size - (size - target) * k / stages) for k in range(1, stages + 1)]
+    check_sizes = {"manual": _check_cuts, "auto": _check_masks}[method]
+    check_sizes(model, to, sizes)
+    return Plan(teacher, method, sizes, size, dict(settings))
+
+
+def _check_cuts(model: Student, to: str, sizes: list[int]) -> None:
+    """Refuses sizes for which no config is found, with students that have no weights."""
+    from clipling.surgery.inherit_targets import target_of
+
+    for number, size in enumerate(sizes, start=1):
+        try:
+            config = target_of(model, parameters=min(size, model.sizes()["total_without_token_rows"]))
+        except UserError as error:
+            where = f" (stage {number} of {len(sizes)})" if len(sizes) > 1 else ""
+            raise UserError(f"--to {to}{where}: {error}. Give another size, or use --method auto.") from error
+        with torch.device("meta"):
+            model = Student(config, find_text_folder(config))
+
+
+def _check_masks(model: Student, to: str, sizes: list[int]) -> None:
+    """Refuses towers that masks do not fit, and a size that they cannot reach."""
+    from clipling.models.masked import mask_shapes
+    from clipling.objectives.sparsity import Sparsity
+
+    try:
+        dims = mask_shapes(model)
+    except UserError as error:
+        raise UserError(f"--method auto does not fit this teacher: {error}. Use --method manual.") from error
+    start, target = sparsity_of(model, sizes[-1] / model.sizes()["total_without_token_rows"])
+    try:
+        Sparsity(target=target, start=start, warmup=1).setup(dims)
+    except UserError as error:
+        raise UserError(f"--to {to}: masks cannot remove so much of this teacher ({error}). Give a larger size.") from error
 
 
 def compress(made: Plan, out: Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -60,19 +100,32 @@ def compress(made: Plan, out: Path, *, resume: bool = False, overwrite: bool = F
 
     A stage that is finished is not done again, one that was killed goes on where it stopped. Returns the table.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"compress runs in one process. Start it without torchrun, or a stage as: clipling train tinyclip_{made.method}")
+    say = _silent if quiet else _say
     with _folder(out, made, resume=resume, overwrite=overwrite):
+        if resume and (out / TABLE).is_file():
+            return read_json(out / TABLE)
         before, left = "teacher", made.teacher_parameters
         for number, parameters in enumerate(made.parameters, start=1):
             folder = out / f"stage-{number}"
-            recipe = stage_recipe(made, before, parameters, left)
-            train(recipe, folder, resume=resume or folder.is_dir(), quiet=quiet)
+            say(f"\nstage {number} of {len(made.parameters)}: from {left:,} to about {parameters:,} parameters without token rows")
+            train(stage_recipe(made, before, parameters, left), folder, resume=resume or folder.is_dir(), quiet=quiet)
             before, left = str(folder), read_json(folder / "summary.json")["parameters"]["total_without_token_rows"]
+        say("\nmeasures teacher and students")
         return _finish(made, out)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None: ...
 
 
 def stage_recipe(made: Plan, before: str, parameters: int, left: int) -> Recipe:
     """The recipe of one stage: `parameters` to reach, from the student `before` (a run, or "teacher") that has `left` of them."""
-    common = {"teachers.teacher.model": made.teacher}
+    common, parameters = {"teachers.teacher.model": made.teacher}, min(parameters, left)  # a stage may have cut more than was asked
     if made.method == "manual":
         recipe = load_recipe("tinyclip_manual")
         return with_settings(recipe, {**common, "student.inherit.source": before, "student.inherit.to": str(parameters), **made.settings})
@@ -104,16 +157,15 @@ def _finish(made: Plan, out: Path) -> dict[str, Any]:
     """The table over teacher and stages, and the last student where it is looked for."""
     folders = [out / f"stage-{n}" for n in range(1, len(made.parameters) + 1)]
     models = {"teacher": open_student(made.teacher)} | {folder.name: open_student(str(folder)) for folder in folders}
-    recipe = stage_recipe(made, "teacher", made.parameters[0], made.teacher_parameters)
-    val = open_data(recipe.data).val
-    evaluator = Retrieval(val)
-    times = latencies(models)
+    val = open_data(with_settings(load_recipe(f"tinyclip_{made.method}"), made.settings).data).val
+    evaluator, times = Retrieval(val), latencies(models)
     rows = [_row(name, model, dict(evaluator(model)), times[name]) for name, model in models.items()]
-    for row in rows:
-        row["relative_recall"] = row["mean_recall"] / max(rows[0]["mean_recall"], 1e-12)
-    last = models[folders[-1].name]
-    save_student(last, out / "model", card=(folders[-1] / "model" / "README.md").read_text(encoding="utf-8"))
+    for row, asked in zip(rows, [made.teacher_parameters, *made.parameters], strict=True):
+        row |= {"asked": asked, "relative_recall": row["mean_recall"] / max(rows[0]["mean_recall"], 1e-12)}
+    card = (folders[-1] / "model" / "README.md").read_text(encoding="utf-8")
+    save_student(models[folders[-1].name], out / "model", card=card)
     result = {"method": made.method, "teacher": made.teacher, "val_pairs": len(val), "rows": rows, "model": str(out / "model")}
+    result |= {"threads": torch.get_num_threads(), "licences": read_json(folders[-1] / "summary.json")["licences"]}
     write_json(out / TABLE, result)
     return result
 
@@ -131,43 +183,73 @@ def _row(name: str, model: Student, metrics: Mapping[str, float], times: Mapping
     }
 
 
+# The folder
+
+
 @contextlib.contextmanager
 def _folder(out: Path, made: Plan, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """The folder of a compression: never overwritten unasked, resumed with the same plan only."""
+    """The folder of a compression: never overwritten unasked, resumed with the same plan only.
+
+    A start that came to nothing, before any stage had its first checkpoint, may be made again in any way.
+    """
     if resume and overwrite:
         raise UserError("--resume and --overwrite contradict each other: give one of them")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out expects a folder")
     ours = (out / PLAN).is_file()
-    held = [p for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
+    held = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
     if held and not ours:
-        raise UserError(f"the folder {out} holds other files ({held[0].name}, ...). Choose another --out.")
-    if ours and not (resume or overwrite):
+        raise UserError(f"the folder {out} holds other files ({min(held)}{', ...' * (len(held) > 1)}). Choose another --out.")
+    begun = ours and any(begun_names(folder) for folder in _stages(out))
+    if begun and not (resume or overwrite):
         raise UserError(f"the folder {out} already holds a compression. Use --resume to continue it, --overwrite, or another --out.")
+    if begun and resume:
+        _same_plan(read_json(out / PLAN), made, out)
+    if begun and overwrite:
+        _check_first_stage(made)  # before anything is lost
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(error, out) from error
     with locked(out):
-        if ours and resume:
-            _same_plan(read_json(out / PLAN), made, out)
-        elif ours:
+        if ours and not (begun and resume):
             _clear(out)
         write_json(out / PLAN, vars(made))
         yield
 
 
+def _stages(out: Path) -> list[Path]:
+    return [p for p in out.iterdir() if p.is_dir() and re.fullmatch(r"stage-\d+", p.name)]
+
+
+def _check_first_stage(made: Plan) -> None:
+    """Refuses what the first stage would refuse."""
+    recipe = stage_recipe(made, "teacher", made.parameters[0], made.teacher_parameters)
+    needs_guide(recipe)
+    check_names(recipe)
+    opened = open_data(recipe.data)
+    check_batch(recipe.optimiser.batch, len(opened.train), 1)
+    make_evaluators(recipe, opened.val, {})
+    for name, spec in recipe.teachers.items():
+        if spec.gate:
+            gate(name, open_student(spec.model), opened.train, spec.model)
+
+
 def _same_plan(held: Mapping[str, Any], made: Plan, out: Path) -> None:
-    for key, value in vars(made).items():
-        if held.get(key) != value:
-            raise UserError(f"--resume: the compression in {out} was begun with {key} = {held.get(key)!r}, now it is {value!r}.")
+    """Refuses to go on with another plan; says which settings differ."""
+    then, now = ({**given, **given.get("settings", {})} for given in (held, vars(made)))
+    for key in {**now, **then}:
+        if key != "settings" and then.get(key) != now.get(key):
+            raise UserError(
+                f"--resume: the compression in {out} was begun with {key} = {then.get(key, 'its default')}, now it is "
+                f"{now.get(key, 'its default')}. Resume with the same flags, or choose another --out."
+            )
 
 
 def _clear(out: Path) -> None:
-    import shutil
-
-    for path in out.iterdir():
-        if path.is_dir() and (path.name == "model" or path.name.startswith("stage-")):
-            shutil.rmtree(path)
-        elif path.name in (PLAN, TABLE):
-            path.unlink()
+    """Removes an older compression. The table goes first, then what says that a stage is done."""
+    (out / TABLE).unlink(missing_ok=True)
+    for folder in (*_stages(out), out / "model"):
+        (folder / "summary.json").unlink(missing_ok=True)
+        if folder.is_dir():
+            shutil.rmtree(folder)

@@ -11,7 +11,7 @@ def text(verb: str, result: Any) -> str:
     made = {
         "train": _train,
         "finetune": _finetune,
-        "distill": _train,
+        "distill": _distill,
         "compress": _compress,
         "eval": _eval,
         "data inspect": _inspect,
@@ -41,21 +41,31 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: bool = Fa
 def _train(result: Mapping[str, Any]) -> str:
     if "seeds" in result:
         return _seeds(result)
-    pairs, val = result["val_pairs"], result["val"]
-    rows = [[name, _chance(name, pairs), percent(result["untrained"].get(name, 0.0)), percent(val[name])] for name in in_order(val)]
-    head = (
-        f"{result['name']} (seed {result['seed']}): {result['train_pairs']} pairs, {result['samples_seen']:,} samples seen, "
+    return "\n\n".join([_head(result), _measured(result), _end(result)])
+
+
+def _head(result: Mapping[str, Any], what: str = "pairs") -> str:
+    early = f" (stopped early, best at step {result['best_step']:,})" if result.get("stopped_early") else ""
+    return (
+        f"{result['name']} (seed {result['seed']}): {result['train_pairs']} {what}, {result['samples_seen']:,} samples seen{early}, "
         f"{result['seconds']:.0f} s of steps, {result['parameters']['total_without_token_rows'] / 1e6:.2f} M parameters without token rows"
     )
-    header = [f"on {pairs} pairs held out, %", "chance", "untrained", "best"]
+
+
+def _measured(result: Mapping[str, Any], before: str = "untrained", after: str = "best") -> str:
+    pairs, val = result["val_pairs"], result["val"]
+    rows = [[name, _chance(name, pairs), percent(result["untrained"].get(name, 0.0)), percent(val[name])] for name in in_order(val)]
+    return f"{table([f'on {pairs} pairs held out, %', 'chance', before, after], rows)}{_remark(val, pairs)}"
+
+
+def _end(result: Mapping[str, Any]) -> str:
     model = str(result.get("model", "model"))
-    end = f"\n\nmodel: {model}\nnext:  clipling eval {model.removesuffix('model').rstrip('/') or model} --data PAIRS_IT_HAS_NOT_SEEN"
-    return f"{head}\n\n{table(header, rows)}{_remark(val, pairs)}{end}"
+    return f"model: {model}\nnext:  clipling eval {model.removesuffix('model').rstrip('/') or model} --data PAIRS_IT_HAS_NOT_SEEN"
 
 
 def _finetune(result: Mapping[str, Any]) -> str:
-    """As `train`; then what WiSE-FT measured between start and tuned weights, and what was forgotten."""
-    return "\n\n".join([_train(result), *_shares(result)])
+    """As `train`, against the start; then what WiSE-FT measured between start and tuned weights, and what was forgotten."""
+    return "\n\n".join([_head(result), _measured(result, "start", "kept"), *_shares(result), _end(result)])
 
 
 def _shares(result: Mapping[str, Any]) -> list[str]:
@@ -65,23 +75,53 @@ def _shares(result: Mapping[str, Any]) -> list[str]:
     watched = [name for name in found["rows"][0] if name.startswith("watch/") and name.endswith(("recall@10", "acc1"))]
     rows = []
     for row in found["rows"]:
-        mark = "  <- chosen" if row["share"] == found["share"] else ""
+        mark = "  <- kept" if row["share"] == found["share"] else ""
         rows.append([f"{row['share']:g}", percent(row["score"]), *(percent(row[name]) for name in watched), mark])
-    header = ["share of new weights", "val", *watched, ""]
-    return [f"{table(header, rows)}\n\n{found['reason']}"]
+    header = ["share of new weights", "val, %", *watched, ""]
+    said = [table(header, rows), found["reason"]]
+    if found["share"] == 0:
+        said.append(
+            "The model is the start, unchanged: on so few held-out pairs, or after so little training, val does not tell the new weights "
+            "from it. Give more pairs with --val, train longer, or keep the new weights with --no-wise."
+        )
+    return said
+
+
+AGREEMENT = """\
+teacher_cosine and text_cosine: how alike student and teacher see one photo, or text; match@1: how often the student's feature is
+nearest to the teacher's of the same; neighbour_match@1: both find the same nearest other photo; text_choice@1: the same nearest text.
+The teacher itself has 100 everywhere."""
+
+
+def _distill(result: Mapping[str, Any]) -> str:
+    """As `train`; of bare photos, what agreement with the teacher means."""
+    val, photos = result["val"], result["val_pairs"]
+    if "neighbour_match@1" not in val:
+        return _train(result)
+    levels = {"image_match@1": percent(1 / photos), "neighbour_match@1": percent(1 / (photos - 1))}
+    rows = [[name, levels.get(name, ""), percent(result["untrained"].get(name, 0.0)), percent(value)] for name, value in val.items()]
+    measured = table([f"on {photos} photos held out, %", "chance", "untrained", "best"], rows)
+    return "\n\n".join([_head(result, "photos"), measured, AGREEMENT, _end(result)])
 
 
 def _compress(result: Mapping[str, Any]) -> str:
-    header = ["on val, %", "parameters", "with tokens", "image ms", "text ms", "i2t@1", "i2t@10", "t2i@1", "t2i@10", "of teacher"]
-    rows = []
+    header = ["on val, %", "parameters", "size", "asked", "with token rows", "image ms", "text ms"]
+    header += ["i2t@1", "i2t@10", "t2i@1", "t2i@10", "mean recall", "of teacher's"]
+    rows, whole = [], result["rows"][0]["parameters"]
     for row in result["rows"]:
-        sizes = [f"{row[key] / 1e6:.2f} M" for key in ("parameters", "parameters_with_token_rows")]
+        share = [f"{100 * row[key] / whole:.0f} %" for key in ("parameters", "asked")]
+        sizes = [f"{row['parameters'] / 1e6:.2f} M", *share, f"{row['parameters_with_token_rows'] / 1e6:.2f} M"]
         recalls = [percent(row[f"{way}_recall@{k}"]) for way in ("i2t", "t2i") for k in (1, 10)]
-        rows.append(
-            [row["name"], *sizes, f"{row['image_ms']:.1f}", f"{row['text_ms']:.1f}", *recalls, f"{100 * row['relative_recall']:.0f} %"]
-        )
-    said = f"{result['val_pairs']} pairs held out; `of teacher`: mean recall over the teacher's"
-    return f"{table(header, rows)}\n\n{said}\nmodel: {result['model']}\nnext:  clipling eval {result['model']} --data PAIRS_IT_HAS_NOT_SEEN"
+        times = [f"{row[key]:.1f}" for key in ("image_ms", "text_ms")]
+        rows.append([row["name"], *sizes, *times, *recalls, percent(row["mean_recall"]), f"{100 * row['relative_recall']:.0f} %"])
+    pairs, model = result["val_pairs"], result["model"]
+    threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
+    said = (
+        f"On {pairs} pairs held out. size: parameters without token rows, of the teacher's; asked: what --to asks of each stage;\n"
+        f"ms: one picture, one caption, {threads}; mean recall: of both directions at 1, 5 and 10."
+    )
+    remark = _remark(result["rows"][0], pairs)
+    return f"{table(header, rows)}\n\n{said}{remark}\n\n{_end({'model': model})}"
 
 
 def _seeds(result: Mapping[str, Any]) -> str:

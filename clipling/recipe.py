@@ -444,6 +444,14 @@ def _check_values(recipe: Recipe, where: str) -> None:
         e.interpolate,
         "an empty list: an inherited student has no start worth keeping",
     )
+    need(
+        not e.interpolate or not any(stage.surgery for stage in recipe.stages),
+        "evaluation.interpolate",
+        e.interpolate,
+        "an empty list: after a surgery the student has another shape than its start",
+    )
+    s = recipe.student
+    need(s.inherit is None or s.text == "config", "student.text", s.text, "'config': with student.inherit the text tower is cut out too")
     need(o.layer_decay is None or 0 < o.layer_decay <= 1, "optimiser.layer_decay", o.layer_decay, "a number above 0, at most 1, or null")
     need(not (recipe.student.inherit and recipe.student.init), "student.init", recipe.student.init, "nothing beside student.inherit")
     need(not (d.bare and recipe.guide), "data.bare", d.bare, "false: a guide's bank needs captions that belong to pictures")
@@ -451,9 +459,12 @@ def _check_values(recipe: Recipe, where: str) -> None:
     for name, teacher in recipe.teachers.items():
         need(name.isidentifier(), "teachers", name, "names made of letters, digits and _")
         need(teacher.scale is None or 0 < teacher.scale <= 1000, f"teachers.{name}.scale", teacher.scale, "a positive number, or null")
+    dropped: set[str] = set()
     for n, stage in enumerate(recipe.stages):
         unknown = [t for t in stage.drop if t not in recipe.objective]
         need(not unknown, f"stages.{n}.drop", stage.drop, f"terms of the objective: {', '.join(recipe.objective)}")
+        dropped |= set(stage.drop)
+        need(not dropped or set(recipe.objective) > dropped, f"stages.{n}.drop", stage.drop, "at least one term that goes on")
     need(bool(recipe.stages), "stages", recipe.stages, "at least one stage")
     need(bool(recipe.objective), "objective", recipe.objective, "at least one term")
     need(recipe.max_steps is None or recipe.max_steps >= 1, "max_steps", recipe.max_steps, "at least 1, or null")
@@ -461,6 +472,8 @@ def _check_values(recipe: Recipe, where: str) -> None:
         need(0 < stage.epochs < math.inf, f"stages.{n}.epochs", stage.epochs, "a positive number")
         need(0 < stage.learning_rate < math.inf, f"stages.{n}.learning_rate", stage.learning_rate, "a positive number")
         need(stage.warmup >= 0, f"stages.{n}.warmup", stage.warmup, "0 or more epochs")
+        whole = stage.freeze_projections and {"image", "text"} <= set(stage.freeze)
+        need(not whole, f"stages.{n}.freeze", stage.freeze, "at most one tower, with freeze_projections: something has to learn")
     if recipe.guide is not None:
         need(recipe.guide.k >= 1, "guide.k", recipe.guide.k, "at least 1")
         need(recipe.guide.views >= 1, "guide.views", recipe.guide.views, "at least 1")

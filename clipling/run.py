@@ -125,9 +125,10 @@ def with_own_texts(opened: OpenedPairs) -> OpenedPairs:
         return opened
     texts = list(dict.fromkeys(opened.source.captions))
     held = [text for text in texts if int(hash_bytes(text.encode("utf-8", "surrogatepass"))[:8], 16) % HELD_OUT_TEXTS == 0]
-    rest = [text for text in opened.source.captions if text not in set(held)]
     if len(held) < FEWEST_TEXTS:
         return opened
+    kept_away = set(held)
+    rest = [text for text in opened.source.captions if text not in kept_away]
     return replace(opened, train=with_texts(opened.train, rest), val=with_texts(opened.val, held))
 
 
@@ -163,6 +164,7 @@ def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *
     """
     needs_guide(recipe)
     check_names(recipe)
+    surgeries = make_surgeries(recipe)
     models = open_teachers(recipe)
     if not runtime.first:
         runtime.wait()
@@ -170,18 +172,18 @@ def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *
     if resume and runtime.first:
         same_inputs(out, inputs_of(opened.train, opened.val))
     check_batch(recipe.optimiser.batch, len(opened.train), runtime.world)
+    evaluators = make_evaluators(recipe, opened.val, models)  # before what takes long: a watched source may be mistyped
     student = make_student(recipe, opened.train, models).to(runtime.device)
     augment = Augment(scale=recipe.data.crop, flip=recipe.data.flip, views=view_count(recipe))
     guide = make_guide(recipe, opened.source, opened.train, augment, quiet or not runtime.first)
     teachers = make_teachers(recipe, models, opened.train, augment, runtime, quiet or not runtime.first)
     objective = make_objective(recipe, student, guide, teachers).to(runtime.device)
     batches = make_batches(recipe, opened.train, student, augment, runtime, teachers)
-    evaluators = make_evaluators(recipe, opened.val, models)
     if runtime.first:
         runtime.wait()
     links = opened.train.links() if recipe.data.mask_false_negatives else None
     maker = BatchMaker(links, [guide] if guide else [], runtime, teachers)
-    job = Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet, make_surgeries(recipe))
+    job = Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet, surgeries)
     job.opened = opened  # type: ignore[attr-defined]
     return job
 
@@ -285,7 +287,7 @@ def finish(job: Job, state: State, interpolated: Interpolated | None = None) -> 
     summary["licences"] = licences
     if restricted:
         print(f"warning: the weights of {', '.join(restricted)} may not be used commercially, nor what is made from them", file=sys.stderr)
-    save_student(job.student, job.folder / "model", card=model_card(summary, job.recipe, licences, restricted))
+    save_student(job.student, job.folder / "model", card=model_card(summary, job.recipe, licences, restricted, job.student.config))
     write_json(job.folder / "summary.json", summary)
     return summary
 

@@ -28,10 +28,10 @@ def make_student(recipe: Recipe, pairs: Pairs, teachers: Mapping[str, Student]) 
     spec = recipe.student
     if spec.inherit is not None:
         student = inherited(recipe, spec.inherit, pairs, teachers)
-    elif spec.text == "teacher":
-        student = with_text_tower_of(
-            student_config(recipe, teachers), _only(teachers, "student.text = 'teacher'"), recipe.seed, dict(spec.init)
-        )
+    elif spec.text != "config":
+        teacher = _only(teachers, f"student.text = {spec.text!r}")
+        texts = teacher if spec.text == "teacher" else smaller_text(teacher, spec.text, recipe.seed)
+        student = with_text_tower_of(student_config(recipe, teachers), texts, recipe.seed, dict(spec.init))
     else:
         student = new_student(student_config(recipe, teachers), seed=recipe.seed, init=real_init(recipe))
     if spec.vocabulary == "restricted":
@@ -70,8 +70,10 @@ def check_names(recipe: Recipe) -> None:
     if name not in ("init", "inherit") and not name.endswith(".json"):
         zoo_config(name)
     text = recipe.student.text
-    if text not in ("config", "teacher") and not text.endswith("%"):
-        raise UserError(f"student.text = {text!r}: expected 'config', 'teacher', or a share of the teacher's such as '50%'")
+    if text not in ("config", "teacher"):
+        if not text.strip().endswith("%"):
+            raise UserError(f"student.text = {text!r}: expected 'config', 'teacher', or a share of the teacher's such as '50%'")
+        size_wish(text)
     inherit = recipe.student.inherit
     if inherit is not None and (name == "inherit") != (inherit.to is not None):
         raise UserError(
@@ -122,7 +124,8 @@ def with_text_tower_of(config: dict[str, Any], teacher: Student, seed: int, init
     if not same_activation and "timm_model_name" not in model["vision_cfg"]:
         raise UserError("the teacher uses QuickGELU and the student's image tower does not (or the other way round). Set quick_gelu alike.")
     model |= {"embed_dim": theirs["embed_dim"], "text_cfg": copy.deepcopy(theirs["text_cfg"]), "quick_gelu": bool(theirs.get("quick_gelu"))}
-    student = new_student({**config, "model_cfg": model}, seed=seed, init=init or None)
+    pruned = {side: shape for side, shape in teacher.config.get("pruned", {}).items() if side == "text"}
+    student = new_student({**config, "model_cfg": model, "pruned": pruned}, seed=seed, init=init or None)
     state = teacher.stock_state()
     load_exactly(student.model.text, {k.removeprefix("text."): v for k, v in state.items() if k.startswith("text.")}, "the teacher's text")
     with torch.no_grad():

@@ -27,7 +27,7 @@ class Interpolated:
 
 def between(start: State, tuned: State, share: float) -> dict[str, Tensor]:
     """(1 - share) start + share tuned, tensor by tensor; counters are the tuned ones'. 0 and 1 give the very tensors."""
-    if start.keys() != tuned.keys():
+    if start.keys() != tuned.keys() or any(one.shape != tuned[name].shape for name, one in start.items()):
         raise UserError("WiSE-FT needs two models of one shape: the tuned one has other tensors than the start")
     made = {}
     for name, one in start.items():

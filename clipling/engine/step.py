@@ -105,6 +105,8 @@ def gradient_report(values: dict[str, Tensor], leaves: list[Tensor]) -> dict[str
     """Norm of each value's gradient at the embeddings, and its cosine to the first value's (the contrastive term)."""
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     report: dict[str, dict[str, float]] = {}
+    if not wanted:
+        return report  # both towers are frozen as a whole
     reference: Tensor | None = None
     for name, value in values.items():
         grads = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)

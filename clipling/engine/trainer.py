@@ -88,14 +88,17 @@ class Trainer:
         self.optimiser: torch.optim.Optimizer | None = None
         job.runtime.same_start(job.student)
         job.runtime.same_start(job.objective)
-        self._renew()
+        self.stepper, self.ema = self._stepper(), self._average()
 
-    def _renew(self) -> None:
-        """What refers to the student and the objective, made for those of now."""
+    def _stepper(self) -> Stepper:
+        """Steps of student and objective as they are now."""
         job, settings = self.job, self.job.recipe.optimiser
         micro = local_micro(settings.micro_batch, job.runtime.world)
-        self.stepper = Stepper(job.student, job.objective, job.make_batch, job.runtime, job.recipe.seed, micro, settings.autocast)
-        self.ema = Ema(job.student, settings.ema) if settings.ema else None
+        return Stepper(job.student, job.objective, job.make_batch, job.runtime, job.recipe.seed, micro, settings.autocast)
+
+    def _average(self) -> Ema | None:
+        decay = self.job.recipe.optimiser.ema
+        return Ema(self.job.student, decay) if decay else None
 
     def run(self) -> State:
         """Trains; afterwards the student holds the best (or last) weights. Raises Interrupted after saving on Ctrl-C."""
@@ -156,7 +159,7 @@ class Trainer:
             atomic_produce(self._before(span), lambda path: torch.save(before, path))
         self._change(span)
         if surgery is not None:  # weights of other shapes cannot be compared with those of now, nor loaded into the student
-            self.state.best_value, self.state.best_step, self.state.without_gain = -math.inf, 0, 0
+            self.state.best_value, self.state.best_step, self.state.without_gain, self.state.best = -math.inf, 0, 0, {}
             sizes = self.job.student.sizes()["total_without_token_rows"]
             self.progress.line(f"{self.job.recipe.name}: stage {span.stage.name}: the student has {sizes:,} parameters without token rows")
             self._best_path.unlink(missing_ok=True)
@@ -167,10 +170,10 @@ class Trainer:
         surgery = job.surgeries.get(span.number)
         if surgery is not None:
             job.student = surgery(job.student, job.objective)
+            self.ema = self._average()
         if span.stage.drop:
             job.objective = job.objective.without(span.stage.drop)
-        if surgery is not None or span.stage.drop:
-            self._renew()
+        self.stepper = self._stepper()
 
     def _before(self, span: Span) -> Path:
         return self.job.folder / "checkpoints" / f"before-stage-{span.number}.pt"

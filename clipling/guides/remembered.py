@@ -58,6 +58,6 @@ def remember(
 def _whole(path: Path, rows: int) -> bool:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return False
     return found.ndim == 2 and len(found) == rows and found.dtype == np.float32

@@ -26,6 +26,7 @@ from clipling.models.dual import Student
 from clipling.store import cache_dir
 
 GATE_PAIRS = 256
+FEWEST_PAIRS = 8
 GATE_CHANCE = 1e-4  # how rarely pure chance may pass the gate
 
 
@@ -138,28 +139,40 @@ def _name(model: Student, pairs: Pairs) -> str:
     return total.hexdigest()
 
 
-def gate(teacher: Teacher, pairs: Pairs, model: str) -> dict[str, float]:
-    """Refuses a teacher that cannot tell the training pairs apart: top-1 accuracy within up to 256 pairs, both ways.
+def gate(name: str, model: Student, pairs: Pairs, spec: str) -> dict[str, float]:
+    """Refuses a teacher that cannot tell the training pairs apart: top-1 accuracy within up to 256 different pairs, both ways.
 
     TinyCLIP's users trained for days under a teacher that knew nothing (microsoft/Cream issues 215, 250). A teacher passes when pure
-    chance would do as well less than once in ten thousand times. Returns `image_to_text`, `text_to_image` and `chance`.
+    chance would do as well less than once in ten thousand times; fewer than 8 different pairs say nothing. name: the recipe's; spec:
+    what was opened as `model`. Returns `image_to_text`, `text_to_image` and `chance`.
     """
-    count = min(GATE_PAIRS, len(pairs))
-    subset = pairs.subset(np.linspace(0, len(pairs) - 1, count).astype(np.int64))
-    student = teacher.model
-    images = torch.from_numpy(student.encode_images_in_batches(Pixels.open(subset, student.image_size, student.preprocess_cfg)))
-    texts = torch.from_numpy(student.encode_texts_in_batches([subset.captions[i] for i in subset.offsets[:-1]]))
+    subset = pairs.subset(_different(pairs))
+    count = len(subset)
+    images = torch.from_numpy(model.encode_images_in_batches(Pixels.open(subset, model.image_size, model.preprocess_cfg)))
+    texts = torch.from_numpy(model.encode_texts_in_batches([subset.captions[i] for i in subset.offsets[:-1]]))
     if not bool(torch.isfinite(images).all() and torch.isfinite(texts).all()):
-        raise UserError(f"the teacher {model} gives features that are not finite. Its weights are damaged, or it needs another precision.")
+        raise UserError(f"the teacher {spec} gives features that are not finite. Its weights are damaged, or it needs another precision.")
     found = {"image_to_text": _top1(images @ texts.T), "text_to_image": _top1(texts @ images.T)}
     enough = int(binom.isf(GATE_CHANCE, count, 1 / count)) + 1
-    if count >= 8 and min(found.values()) * count < enough:
+    if count >= FEWEST_PAIRS and round(min(found.values()) * count) < enough:
         raise UserError(
-            f"the teacher {model} finds the right caption for {100 * found['image_to_text']:.1f} % and the right picture for "
+            f"the teacher {spec} finds the right caption for {100 * found['image_to_text']:.1f} % and the right picture for "
             f"{100 * found['text_to_image']:.1f} % of {count} training pairs; chance is {100 / count:.1f} %. It has nothing to teach about "
-            f"these pairs. Choose another teacher (or fine-tune it first: `clipling finetune`), or set teachers.{teacher.name}.gate=false."
+            f"these pairs. Choose another teacher (or fine-tune it first: `clipling finetune`), or set teachers.{name}.gate=false."
         )
     return {**found, "chance": 1 / count}
+
+
+def _different(pairs: Pairs) -> np.ndarray:
+    """Up to 256 pairs from all over, no two with the same caption, picture or group: of those a teacher could not tell which is which."""
+    links, taken, rows = pairs.links(), set(), []
+    for i in np.random.default_rng(0).permutation(len(pairs))[: 64 * GATE_PAIRS].tolist():
+        if taken.isdisjoint(links[i]):
+            taken.update(links[i])
+            rows.append(i)
+            if len(rows) == GATE_PAIRS:
+                break
+    return np.sort(np.array(rows, dtype=np.int64))
 
 
 def _top1(similarity: Tensor) -> float:
@@ -167,12 +180,3 @@ def _top1(similarity: Tensor) -> float:
     own = similarity.diagonal()
     better = (similarity >= own[:, None]).sum(dim=1)
     return float((better == 1).float().mean())
-
-
-def same_space(teacher: Teacher, student: Student, why: str) -> None:
-    """Refuses a student whose embeddings have another size than the teacher's, where `why` needs the same."""
-    if teacher.model.embed_dim != student.embed_dim:
-        raise UserError(
-            f"{why} needs student and teacher in one space, but the student's embeddings have {student.embed_dim} numbers and the "
-            f"teacher's {teacher.model.embed_dim}. Set model_cfg.embed_dim of the student's config to {teacher.model.embed_dim}."
-        )

@@ -57,7 +57,7 @@ AFTER = ("ln_post", "ln_final", "proj", "text_projection", "attnpool", "attn_poo
 def _place(name: str, number: tuple[int, int] | None, place: dict[tuple[int, int], int]) -> int:
     if number is not None:
         return place[number]
-    return len(place) + 1 if name.split(".")[0] in AFTER else 0
+    return len(place) + 1 if name.removeprefix("transformer.").split(".")[0] in AFTER else 0
 
 
 def _timm_layers(tower: TimmModel) -> dict[str, int]:

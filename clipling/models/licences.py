@@ -18,7 +18,11 @@ BY_TAG = {
     **dict.fromkeys(("metaclip_400m", "metaclip_fullcc", "metaclip_altogether", "metaclip2_worldwide"), NON_COMMERCIAL),
 }
 # Licence identifiers of model cards that do not allow commercial use.
-RESTRICTED = ("apple-amlr", "apple-ascl", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "research")
+RESTRICTED = {
+    *("apple-amlr", "apple-ascl", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0"),
+    *("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
+}
+PUBLISHER = "see the model card"
 UNKNOWN = "not stated: find out before you share the model"
 
 
@@ -33,31 +37,49 @@ class Licence:
 def licences_of(spec: str) -> dict[str, Licence]:
     """The licences that come with a model: a run's or folder's own, those of everything that taught it, or those of NAME@TAG."""
     tag = spec.partition("@")[2]
-    folder = Path(spec.removeprefix("local-dir:"))
+    folder = Path(spec.removeprefix("local-dir:").removeprefix("transformers:"))
     if folder.is_dir():
         return _of_folder(folder)
     if tag in BY_TAG:
         return {spec: Licence(BY_TAG[tag], True)}
-    return {spec: Licence(f"see the model card of {spec} at its publisher", None)}
+    return {spec: Licence(f"{PUBLISHER} of {spec} at its publisher", None)}
 
 
 def _of_folder(folder: Path) -> dict[str, Licence]:
-    summary = next((path for path in (folder / "summary.json", folder.parent / "summary.json") if path.is_file()), None)
-    found: dict[str, Licence] = {}
-    if summary is not None:
-        try:
-            found = {name: _read(text) for name, text in read_json(summary).get("licences", {}).items()}
-        except (UserError, AttributeError):  # another program's file
-            found = {}
-        return found
-    stated = _front_matter(folder / "README.md").get("license")
-    return {folder.name: _read(str(stated) if stated else UNKNOWN)}
+    for summary in (folder / "summary.json", folder.parent / "summary.json"):
+        taught = _of_run(summary) if summary.is_file() else None
+        if taught is not None:
+            return {name: _read(text) for name, text in taught.items()}
+    stated = _stated(_front_matter(folder / "README.md"))
+    return {folder.name: _read(stated) if stated else Licence(UNKNOWN, None)}
+
+
+def _of_run(summary: Path) -> dict[str, str] | None:
+    """What a run wrote of the licences of what taught it, which its first version did not; None of another program's file."""
+    try:
+        found = read_json(summary)
+    except UserError:
+        return None
+    ours = isinstance(found, dict) and found.keys() >= {"train_pairs", "samples_seen"}
+    licences = found.get("licences", {} if ours else None) if isinstance(found, dict) else None
+    return {str(name): str(text) for name, text in licences.items()} if isinstance(licences, dict) else None
+
+
+def _stated(metadata: dict) -> str:
+    """The licence of a model card's metadata, where `other` stands for one that is named beside it."""
+    stated = metadata.get("license")
+    if isinstance(stated, list):
+        stated = ", ".join(map(str, stated))
+    if stated == "other":
+        return str(metadata.get("license_name") or "")
+    return str(stated) if stated else ""
 
 
 def _read(text: str) -> Licence:
-    if text.startswith(UNKNOWN[:10]) or text.startswith("see the model card"):
+    if text.startswith((UNKNOWN, PUBLISHER)):
         return Licence(text, None)
-    return Licence(text, text.split(" ")[0].lower() in RESTRICTED)
+    names = {name.strip().split(" ")[0].lower() for name in text.split(",")}
+    return Licence(text, bool(names & RESTRICTED))
 
 
 def _front_matter(card: Path) -> dict:

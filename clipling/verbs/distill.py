@@ -25,6 +25,9 @@ def distill(
     batch: int | None = None,
     lr: float | None = None,
     seed: int | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    group: str | None = None,
     set: Annotated[tuple[tuple[str, ...], ...], UseAppendAction] = (),
     smoke: bool = False,
     resume: bool = False,
@@ -40,14 +43,17 @@ def distill(
         out: The run folder that is made (default: runs/distill).
         val: Photos or pairs for validation. Default: a fixed split of --data is held out.
         student: A student of the zoo whose image tower is trained, or a JSON file.
-        text: keep the teacher's text tower, prune it (then it relearns from --texts), or distill the student's own on --texts.
+        text: keep the teacher's text tower, prune it, or distill the student's own; both of these learn from captions or --texts.
         text_size: Size of a pruned text tower, a share of the teacher's such as 50%.
         texts: A list of texts that belong to no photo: a .txt with one a line, .jsonl or .csv.
-        captions: auto uses captions where the source has them; ignore treats it as bare photos.
+        captions: auto uses captions where nearly all photos have some; ignore treats the source as bare photos.
         epochs: Passes over the photos.
         batch: Photos of a step, over all processes.
         lr: Peak learning rate.
         seed: Seed of weights, order and crops.
+        image_column: Column of the picture's path, when it cannot be guessed.
+        caption_column: Column of the caption, when it cannot be guessed.
+        group: Column that names a product; its photos stay on one side of the split.
         set: Settings of the recipe, for example --set data.crop=[0.3,1.0] (may be repeated).
         smoke: One step, to see that everything fits together.
         resume: Continue the run in --out where it stopped.
@@ -55,7 +61,7 @@ def distill(
         threads: Threads of torch (default: all cores).
         json: Print the summary as JSON.
     """
-    from clipling.distillation import distillation
+    from clipling.distillation import check_settings, distillation
     from clipling.recipe import load_recipe, with_settings
     from clipling.run import threads as set_threads
     from clipling.run import train as run
@@ -63,9 +69,7 @@ def distill(
 
     if text_size is not None and text != "prune":
         raise UserError(f"--text-size {text_size} is for --text prune: --text {text} would ignore it")
-    made = distillation(
-        load_recipe("distill", smoke=smoke), teacher, data, text=text, text_size=text_size or "50%", texts=texts, captions=captions
-    )
+    columns = {"image_column": image_column, "caption_column": caption_column, "group": group}
     settings: dict[str, Any] = {
         "data.val": val,
         "student.config": student,
@@ -74,8 +78,13 @@ def distill(
         "optimiser.batch": batch,
         "seed": seed,
     }
-    made = with_settings(made, {k: v for k, v in settings.items() if v is not None})
-    made = with_settings(made, settings_given(set))
+    given = {k: v for k, v in settings.items() if v is not None}
+    recipe, chosen = load_recipe("distill", smoke=smoke), settings_given(set)
+    check_settings(recipe, given | chosen)  # before the source is read
+    made = distillation(
+        recipe, teacher, data, text=text, text_size=text_size or "50%", texts=texts, captions=captions, columns=columns, quiet=json
+    )
+    made = with_settings(with_settings(made, given), chosen)
     out = out or Path("runs") / "distill"
     set_threads(threads)
     return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json), "model": str(out / "model")}

@@ -49,7 +49,7 @@ def finetune(
         layer_decay: Rate of a layer over that of the next one; 1 for the same rate everywhere.
         freeze: Towers that stay as they are.
         patience: Evaluations without a better value after which it stops.
-        wise: WiSE-FT: keep the share of the new weights that val asks for (off: --set evaluation.interpolate=[]).
+        wise: WiSE-FT at the end: the least share of the new weights that is as good on val. --no-wise keeps the new weights as they are.
         seed: Seed of order, crops and captions.
         image_column: Column of the picture's path, when it cannot be guessed.
         caption_column: Column of the caption, when it cannot be guessed.
@@ -61,6 +61,7 @@ def finetune(
         threads: Threads of torch (default: all cores).
         json: Print the summary as JSON.
     """
+    from clipling.models.hub import open_student
     from clipling.recipe import load_recipe, with_settings
     from clipling.run import threads as set_threads
     from clipling.run import train as run
@@ -87,6 +88,7 @@ def finetune(
     }
     made = with_settings(load_recipe("finetune", smoke=smoke), {k: v for k, v in settings.items() if v is not None})
     made = with_settings(made, settings_given(set))
+    open_student(model)  # what is wrong with it is said before the pairs are read
     out = out or Path("runs") / "finetune"
     set_threads(threads)
     return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json), "model": str(out / "model")}

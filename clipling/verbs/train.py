@@ -113,10 +113,13 @@ def bank_encoders(folder: str) -> dict[str, str]:
 
 
 def taught_by(models: tuple[str, ...], known: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Teachers by name: `teacher`, then `teacher2`, ... The settings of the recipe's own stay."""
+    """Teachers by name: those of the recipe in their order, whose other settings stay, then `teacher2`, ..."""
     from dataclasses import asdict
 
-    names = [f"teacher{n + 1}" if n else "teacher" for n in range(len(models))]
+    if len(models) < len(known):
+        raise UserError(f"the recipe has the teachers {', '.join(known)}: give --teacher as many models, or --set teachers.NAME.model=...")
+    numbered = (f"teacher{n}" if n > 1 else "teacher" for n in range(1, len(models) + len(known) + 1))
+    names = [*known, *(name for name in numbered if name not in known)][: len(models)]
     return {name: {**(asdict(known[name]) if name in known else {}), "model": model} for name, model in zip(names, models, strict=True)}
 
 

@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipling.models.hub import open_student
+from clipling.models.hub import new_student, open_student, save_student
 from tests.toy import toy_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def clipling(tmp_path: Path, out: str, world: int, *extra: str) -> None:
+def clipling(tmp_path: Path, recipe: str, out: str, world: int, *extra: str) -> None:
     launcher = (
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else [sys.executable]
     )
-    command = [*launcher, "-m", "clipling", "train", "clip", "--data", str(tmp_path / "toy"), "--val", str(tmp_path / "val")]
-    settings = ["--set", "data.workers=0", "evaluation.log_every=1", "student.config=tiny_vit_32", *extra]
-    call = [*command, "--out", str(tmp_path / out), "--epochs", "3", "--batch", "32", "--threads", "1", "--json", *settings]
+    command = [*launcher, "-m", "clipling", "train", recipe, "--data", str(tmp_path / "toy"), "--val", str(tmp_path / "val")]
+    settings = ["--set", "data.workers=0", "evaluation.log_every=1", *extra]
+    call = [*command, "--out", str(tmp_path / out), "--batch", "32", "--threads", "1", "--json", *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(call, capture_output=True, text=True, timeout=240, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -34,12 +34,24 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
+TINY = ("student.config=tiny_vit_32",)
+TAUGHT = ("teachers.teacher.model=teacher", "teachers.teacher.gate=false")
+LENGTHS = ("stages.0.epochs=2", "stages.1.epochs=1", "objective.sparsity.options.warmup=2")
+RECIPES = {
+    "clip": (*TINY, "stages.0.epochs=3"),
+    "clip_kd": (*TINY, *TAUGHT, "stages.0.epochs=3"),  # heads, and a teacher that every process asks for its own rows
+    "tinyclip_auto": (*TAUGHT, *LENGTHS),  # masks that all processes draw alike, and a surgery that all do
+}
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_equal_one(recipe, tmp_path):
     toy_folder(tmp_path / "toy", count=110)
     toy_folder(tmp_path / "val", count=30, seed=1)
-    clipling(tmp_path, "one", 1)
-    clipling(tmp_path, "two", 2)
+    save_student(new_student("tiny_vit_32", seed=5), tmp_path / "teacher")
+    clipling(tmp_path, recipe, "one", 1, *RECIPES[recipe])
+    clipling(tmp_path, recipe, "two", 2, *RECIPES[recipe])
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 9
     assert two == pytest.approx(one, rel=1e-5)

@@ -1,0 +1,46 @@
+"""Runs under a teacher, with inherited weights or with masks and a surgery, killed with SIGKILL at random instants: the same bits."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+
+import pytest
+import torch
+
+from clipling.engine import trainer
+from clipling.recipe import load_recipe, with_settings
+from clipling.run import train
+from tests.engine.test_stages import content
+from tests.faults.killing import kill_until_done, run_in_child
+from tests.teaching import teacher_config, teacher_folder
+from tests.toy import toy_folder
+
+pytestmark = [pytest.mark.faults, pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")]
+KILLS = 8
+SHARED = {"data.workers": 0, "optimiser.batch": 16, "optimiser.ema": 0.9, "max_steps": None, "evaluation.every": 0.5}
+AUTO = {"objective.sparsity.options": {"target": 0.4, "warmup": 3, "lr": 0.3}, "stages.1.epochs": 2.0}
+
+
+@pytest.mark.parametrize(("name", "own"), [("tinyclip_auto", AUTO), ("tinyclip_manual", {"student.inherit.to": "60%"})])
+def test_a_killed_and_resumed_run_ends_in_the_same_bits(tmp_path, monkeypatch, name, own):
+    torch.set_num_threads(1)
+    toy, val = toy_folder(tmp_path / "toy", count=64), toy_folder(tmp_path / "val", count=24, seed=1)
+    # Sixteen steps: two stages of two epochs, or one of four.
+    own = {"stages.0.epochs": 2.0 if name == "tinyclip_auto" else 4.0, **own}
+    taught = {"teachers.teacher.model": teacher_folder(tmp_path / "teacher", teacher_config(32, 24, 64)), "teachers.teacher.gate": False}
+    settings = {**SHARED, **taught, **own, "data.source": str(toy), "data.val": str(val), "student.vocabulary": "restricted"}
+    recipe = with_settings(load_recipe(name, smoke=True), settings)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after every step
+    began = time.monotonic()
+    assert run_in_child(lambda: train(recipe, tmp_path / "whole", quiet=True), None)
+    whole = time.monotonic() - began
+    kills, rounds, seed = 0, 0, 0
+    while kills < KILLS:
+        rounds, seed = rounds + 1, seed + 1
+        assert rounds <= 4, "children always finish before they are killed"
+        shutil.rmtree(tmp_path / "killed", ignore_errors=True)
+        again = lambda: train(recipe, tmp_path / "killed", resume=True, quiet=True)  # noqa: E731
+        kills += kill_until_done(again, kills=KILLS - kills, shortest=0.1 * whole, longest=0.8 * whole, seed=seed)
+        assert content(tmp_path / "killed") == content(tmp_path / "whole")
