@@ -105,8 +105,8 @@ def _distill(result: Mapping[str, Any]) -> str:
 
 
 def _compress(result: Mapping[str, Any]) -> str:
-    header = ["on val, %", "parameters", "size", "asked", "with token rows", "image ms", "text ms"]
-    header += ["i2t@1", "i2t@10", "t2i@1", "t2i@10", "mean recall", "of teacher's"]
+    header = ["on val, %", "parameters", "size", "asked", "with tokens", "image ms", "text ms"]
+    header += ["i2t@1", "i2t@10", "t2i@1", "t2i@10", "mean", "of teacher's"]
     rows, whole = [], result["rows"][0]["parameters"]
     for row in result["rows"]:
         share = [f"{100 * row[key] / whole:.0f} %" for key in ("parameters", "asked")]
@@ -117,8 +117,8 @@ def _compress(result: Mapping[str, Any]) -> str:
     pairs, model = result["val_pairs"], result["model"]
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
     said = (
-        f"On {pairs} pairs held out. size: parameters without token rows, of the teacher's; asked: what --to asks of each stage;\n"
-        f"ms: one picture, one caption, {threads}; mean recall: of both directions at 1, 5 and 10."
+        f"On {pairs} pairs held out. size: parameters without token rows, of the teacher's; asked: what --to asks for;\n"
+        f"ms: one picture, one caption, {threads}; mean: of both directions at 1, 5 and 10."
     )
     remark = _remark(result["rows"][0], pairs)
     return f"{table(header, rows)}\n\n{said}{remark}\n\n{_end({'model': model})}"

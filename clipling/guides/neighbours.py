@@ -10,9 +10,9 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from clipling.guides.search import ExactSearch, Search
 from clipling.store import atomic_write
 
 FORMAT = 1
-AT_ONCE = 8192
+AT_ONCE = 1024
 CAPPED_DEPTH = 64  # further candidates of each query where in-degrees are capped
 EXACT_UP_TO = {"cpu": 200_000, "cuda": 4_000_000}  # columns; method="auto" is exact up to here and faiss above
 RECALL_SAMPLE = 1000
@@ -155,11 +155,10 @@ class _Job:
         self.numbers = np.flatnonzero(usable[of])  # the feature rows that take part
         order = np.argsort(of[self.numbers], kind="stable")  # a search wants its columns sorted by pair
         self.numbers = self.numbers[order]
-        self.columns = _gathered(features, self.numbers)
+        self.features = features
         # Centring may leave nothing of a row (when all rows are alike), and captions may cancel in their mean.
-        present = (self.columns != 0).any(axis=1)
-        if not present.all():
-            self.numbers, self.columns = self.numbers[present], self.columns[present]
+        present = np.concatenate([(part != 0).any(axis=1) for part in _parts(features, self.numbers)])
+        self.numbers = self.numbers[present]
         self.of = of[self.numbers]
         self.depth = k if cap is None else k + CAPPED_DEPTH
         limit = EXACT_UP_TO.get(device.split(":")[0], EXACT_UP_TO["cpu"])
@@ -167,6 +166,11 @@ class _Job:
         if self.method not in ("exact", "faiss"):
             raise UserError(f"method {method!r}; expected exact, faiss or auto")
         self._search: Search | None = None
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """The rows that take part [C, d], in memory when first asked for: a table that is only loaded needs none."""
+        return _gathered(self.features, self.numbers)
 
     @property
     def search(self) -> Search:
@@ -181,11 +185,12 @@ class _Job:
         """Of everything that decides the table."""
         total = hashlib.blake2b(digest_size=16)
         settings = [FORMAT, self.space, self.k, self.depth, self.cap, self.method, self.pairs, self.queries, self.owner is not None]
-        total.update(json.dumps([*settings, str(self.columns.dtype), self.columns.shape]).encode())
+        first = next(_parts(self.features, self.numbers))
+        total.update(json.dumps([*settings, str(first.dtype), (len(self.numbers), first.shape[1])]).encode())
         for array in (self.rows, self.numbers, self.of):
             total.update(array)
-        for start in range(0, len(self.columns), AT_ONCE):
-            total.update(np.ascontiguousarray(self.columns[start : start + AT_ONCE]))
+        for part in _parts(self.features, self.numbers):
+            total.update(np.ascontiguousarray(part))
         for pair in self.rows.tolist():
             total.update(json.dumps(list(self.links[pair])).encode())
         return total.hexdigest()
@@ -293,12 +298,19 @@ def rows_digest(rows: np.ndarray) -> str:
 
 def _gathered(features: FeatureRows, numbers: np.ndarray) -> np.ndarray:
     """The rows that take part [C, d]: fp64 where they are given in fp64, else fp32."""
-    parts = [np.asarray(features[numbers[at : at + AT_ONCE]]) for at in range(0, max(1, len(numbers)), AT_ONCE)]
-    kind = np.float64 if parts[0].dtype == np.float64 else np.float32
-    whole = np.empty((len(numbers), parts[0].shape[1]), dtype=kind)
-    for number, part in enumerate(parts):
+    whole: np.ndarray | None = None
+    for number, part in enumerate(_parts(features, numbers)):
+        whole = np.empty((len(numbers), part.shape[1]), dtype=part.dtype) if whole is None else whole
         whole[number * AT_ONCE : number * AT_ONCE + len(part)] = part
+    assert whole is not None
     return whole
+
+
+def _parts(features: FeatureRows, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """The same rows, some at a time (one empty part where there are none), so that little memory is needed."""
+    for at in range(0, max(1, len(numbers)), AT_ONCE):
+        part = np.asarray(features[numbers[at : at + AT_ONCE]])
+        yield part if part.dtype == np.float64 else part.astype(np.float32)
 
 
 def _save_arrays(path: Path, **arrays: np.ndarray) -> None:

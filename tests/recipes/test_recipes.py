@@ -10,6 +10,7 @@ import yaml
 from clipling.errors import UserError
 from clipling.recipe import from_yaml, load_recipe, recipe_names, to_dict, to_yaml, with_settings
 from clipling.run import train
+from tests.teaching import teacher_config, teacher_folder
 from tests.toy import toy_folder
 
 
@@ -18,8 +19,14 @@ def toy(tmp_path_factory):
     return toy_folder(tmp_path_factory.mktemp("toy") / "pairs", count=48)
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> str:
+    return teacher_folder(tmp_path_factory.mktemp("teacher") / "model", teacher_config(32, 24, 64))
+
+
 def test_the_recipes_of_the_package():
-    assert recipe_names() == ["a_ping", "clip", "lit", "ping"]
+    built = ["a_ping", "clip", "clip_kd", "distill", "finetune", "lit", "ping", "tinyclip_auto", "tinyclip_manual", "tinyclip_ping"]
+    assert recipe_names() == built
 
 
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
@@ -33,19 +40,26 @@ def test_a_recipe_survives_its_file(name, scale, tmp_path):
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_runs_one_step(name, toy, tmp_path):
+def test_a_recipe_runs_one_step(name, toy, teacher, tmp_path):
     recipe = with_settings(load_recipe(name, smoke=True), {"data.source": str(toy)})
+    if recipe.teachers:
+        recipe = with_settings(recipe, {"teachers.teacher.model": teacher, "teachers.teacher.gate": False})
+    if name == "finetune":
+        recipe = with_settings(recipe, {"student.init": {"model": teacher}})
     summary = train(recipe, tmp_path / "run", quiet=True)
     assert summary["steps"] == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     step = next(line for line in lines if line["kind"] == "train")
-    if name in ("ping", "a_ping"):
+    if recipe.guide is not None:
         assert {"ping/self", "ping/nn", "ping/xnn"} <= step["terms"].keys()
         guides = json.loads((tmp_path / "run" / "guides.json").read_text())
         assert guides["licences"]
         keys = {k for s in guides["neighbours_sample"] for k in s["image_neighbours"] + s["text_neighbours"]}
         assert keys
-    assert abs(step["loss"] - sum(step["terms"].values())) < 1e-3
+    weights = {}
+    for term, spec in recipe.objective.items():
+        weights |= {f"{term}/{v}": w for v, w in spec.weight.items()} if isinstance(spec.weight, dict) else {term: spec.weight}
+    assert step["loss"] == pytest.approx(sum(weights[value] * found for value, found in step["terms"].items()), rel=1e-4)
 
 
 def test_smoke_and_scale_are_refused_for_a_file(tmp_path):
