@@ -84,10 +84,7 @@ def _check_masks(model: Student, to: str, sizes: list[int]) -> None:
     from clipling.models.masked import mask_shapes
     from clipling.objectives.sparsity import Sparsity
 
-    try:
-        dims = mask_shapes(model)
-    except UserError as error:
-        raise UserError(f"--method auto does not fit this teacher: {error}. Use --method manual.") from error
+    dims = mask_shapes(model)
     start, target = sparsity_of(model, sizes[-1] / model.sizes()["total_without_token_rows"])
     try:
         Sparsity(target=target, start=start, warmup=1).setup(dims)
@@ -212,9 +209,10 @@ def _folder(out: Path, made: Plan, *, resume: bool, overwrite: bool) -> Iterator
     except OSError as error:
         raise disk_error(error, out) from error
     with locked(out):
-        if ours and not (begun and resume):
-            _clear(out)
-        write_json(out / PLAN, vars(made))
+        if not (begun and resume):
+            if ours:
+                _clear(out)
+            write_json(out / PLAN, vars(made))
         yield
 
 

@@ -14,7 +14,7 @@ from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.models.hub import open_student
 from clipling.recipe import Recipe, TermSpec, with_settings
-from clipling.starts import size_wish
+from clipling.starts import check_names, size_wish
 
 AFFINITY = "clipling.objectives.affinity:Affinity"
 
@@ -72,8 +72,8 @@ def distillation(
 
 
 def check_settings(recipe: Recipe, settings: Mapping[str, Any]) -> None:
-    """UserError for settings that no recipe of `distillation` has."""
-    with_settings(_with_affinity(recipe), settings)
+    """UserError for settings that no recipe of `distillation` has, and for a student that does not exist."""
+    check_names(with_settings(_with_affinity(recipe), settings))
 
 
 def _with_affinity(recipe: Recipe) -> Recipe:

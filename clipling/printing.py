@@ -81,8 +81,8 @@ def _shares(result: Mapping[str, Any]) -> list[str]:
     said = [table(header, rows), found["reason"]]
     if found["share"] == 0:
         said.append(
-            "The model is the start, unchanged: on so few held-out pairs, or after so little training, val does not tell the new weights "
-            "from it. Give more pairs with --val, train longer, or keep the new weights with --no-wise."
+            "The model is the start, unchanged: on so few held-out pairs, or after so little training, val does not show that the new "
+            "weights are better. Give more pairs with --val, train longer, or keep the new weights with --no-wise."
         )
     return said
 
@@ -101,7 +101,7 @@ def _distill(result: Mapping[str, Any]) -> str:
     levels = {"image_match@1": percent(1 / photos), "neighbour_match@1": percent(1 / (photos - 1))}
     rows = [[name, levels.get(name, ""), percent(result["untrained"].get(name, 0.0)), percent(value)] for name, value in val.items()]
     measured = table([f"on {photos} photos held out, %", "chance", "untrained", "best"], rows)
-    return "\n\n".join([_head(result, "photos"), measured, AGREEMENT, _end(result)])
+    return "\n\n".join([_head(result, "photos"), measured + _remark(["recall@1"], photos), AGREEMENT, _end(result)])
 
 
 def _compress(result: Mapping[str, Any]) -> str:

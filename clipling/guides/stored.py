@@ -237,9 +237,17 @@ def write_pairs_file(path: Path, keys: list[str], image_hashes: list[str], capti
 
 def read_pairs_file(path: Path) -> tuple[list[str], list[str], list[str], np.ndarray]:
     """Keys, image hashes, caption hashes and offsets int64 [P + 1]."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    # Arrow's own pool and threads would hold some 13 MB for the rest of the process, for a few thousand keys.
+    pool = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read(use_threads=False)
+    finally:
+        pa.set_memory_pool(pool)
     keys, image_hashes, caption_hashes = (table.column(name).to_pylist() for name in ("key", "image_hash", "caption_hash"))
     counts = table.column("captions").to_numpy()
     return keys, image_hashes, caption_hashes, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -62,8 +62,10 @@ def compress(
     from clipling.compression import compress as run
     from clipling.compression import plan
     from clipling.run import threads as set_threads
-    from clipling.verbs.train import settings_given
+    from clipling.verbs.train import keep_apart, settings_given
 
+    out = out or Path("runs") / "compress"
+    keep_apart(out, teacher)
     ignored = [f"--{name}" for name, value in (("width", width), ("depth", depth)) if value is not None and method == "auto"]
     if ignored:
         raise UserError(
@@ -83,7 +85,7 @@ def compress(
     }
     made = plan(teacher, to, method, stages, {k: v for k, v in settings.items() if v is not None} | settings_given(set))
     set_threads(threads)
-    return run(made, out or Path("runs") / "compress", resume=resume, overwrite=overwrite, quiet=json)
+    return run(made, out, resume=resume, overwrite=overwrite, quiet=json)
 
 
 def schedule(method: str, epochs: float | None, lr: float | None) -> dict[str, Any]:

@@ -65,8 +65,10 @@ def finetune(
     from clipling.recipe import load_recipe, with_settings
     from clipling.run import threads as set_threads
     from clipling.run import train as run
-    from clipling.verbs.train import settings_given
+    from clipling.verbs.train import keep_apart, settings_given
 
+    out = out or Path("runs") / "finetune"
+    keep_apart(out, model)
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise UserError(f"--layer-decay {layer_decay}: expected a number above 0, at most 1")
     settings: dict[str, Any] = {
@@ -89,6 +91,5 @@ def finetune(
     made = with_settings(load_recipe("finetune", smoke=smoke), {k: v for k, v in settings.items() if v is not None})
     made = with_settings(made, settings_given(set))
     open_student(model)  # what is wrong with it is said before the pairs are read
-    out = out or Path("runs") / "finetune"
     set_threads(threads)
     return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json), "model": str(out / "model")}

@@ -201,6 +201,19 @@ def test_the_best_weights_are_of_the_last_shape(two_stages, tmp_path):
     assert not same(evaluator.states[6], evaluator.states[7])
 
 
+def test_weights_of_another_shape_are_never_the_best(two_stages, tmp_path):
+    """After the surgery nothing is ever measured that is a number: then the last weights are kept."""
+    recipe = with_settings(two_stages, {"evaluation.best": "score", "optimiser.ema": None})
+    evaluator = Scripted(0.5, 0.8, 0.9, 0.7, *[math.nan] * 4)
+    (tmp_path / "run").mkdir()
+    job = make_job(recipe, tmp_path / "run", Runtime(), quiet=True)
+    job.evaluators = [evaluator]
+    state = Trainer(job).run()
+    assert (state.best_step, state.best) == (0, {})
+    assert same(job.student.state_dict(), evaluator.states[-1])
+    assert tower_shapes(job.student)["image"].mlp == (128,) * 3
+
+
 def test_what_the_student_was_before_a_surgery_is_what_was_measured_then(two_stages, tmp_path):
     """The surgery of these masks removes units; nothing else of the student moves."""
     recipe = with_settings(two_stages, {"evaluation.best": "score", "optimiser.ema": None})
