@@ -83,7 +83,9 @@ def main() -> None:
         for arm in given.arms.split(","):
             summary = run(arm, seed)
             start = (summary["untrained"], dev)
-            rows = {arm: values(summary["val"], summary["dev"], start), "start": values(summary["untrained"], dev, start)}
+            rows = {arm: values(summary["val"], summary["dev"], start)}
+            if arm == given.arms.split(",")[0]:
+                rows["start"] = values(summary["untrained"], dev, start)
             if "interpolation" in summary:
                 rows[arm]["share"] = summary["interpolation"]["share"]
                 whole = next(row for row in summary["interpolation"]["rows"] if row["share"] == 1)

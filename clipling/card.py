@@ -14,7 +14,8 @@ _TEMPLATE = """\
 ---
 library_name: open_clip
 tags: [clip, image-text, clipling]
----
+{% if licences %}taught_by: {{ licences | tojson }}
+{% endif %}---
 # {{ recipe.name }}: a small CLIP model
 
 Trained with clipling on {{ "{:,}".format(summary.train_pairs) }} {{ kind }} of `{{ data }}`, seed {{ summary.seed }}.
@@ -27,7 +28,7 @@ Trained with clipling on {{ "{:,}".format(summary.train_pairs) }} {{ kind }} of 
 | objective | {{ objective }} |
 {% for metric, value in summary.val.items() -%}
 | {{ metric }} on {{ summary.val_pairs }} {{ held_out }} held out | {{ "%.1f"|format(100 * value) }} % \
-(untrained: {{ "%.1f"|format(100 * summary.untrained.get(metric, 0)) }} %) |
+({{ before }}: {{ "%.1f"|format(100 * summary.untrained.get(metric, 0)) }} %) |
 {% endfor %}
 The best of several checkpoints was chosen on those held-out {{ held_out }}, so these figures are slightly optimistic.
 
@@ -85,7 +86,8 @@ def model_card(
         held_out="photos" if recipe.data.bare else "pairs",
         opened=_opened(config or {}),
         objective=" + ".join(_weighted(name, term.weight) for name, term in recipe.objective.items()),
-        licences=licences,
+        licences=dict(licences),
+        before="at the start" if recipe.student.init or recipe.student.inherit else "untrained",
         taught=STARTED if recipe.teachers or recipe.student.init or recipe.student.inherit else FROZEN,
         restricted=", ".join(f"`{name}`" for name in restricted),
     )

@@ -11,16 +11,18 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from clipling.assess import model_folder
 from clipling.build import make_evaluators, needs_guide
 from clipling.engine.timing import latencies
 from clipling.errors import UserError
 from clipling.evals.evaluators import Retrieval
+from clipling.evals.results import weights_hash
 from clipling.guides.teacher import gate
 from clipling.models.build import find_text_folder
 from clipling.models.dual import Student
@@ -33,6 +35,15 @@ from clipling.store import disk_error, read_json, write_json
 
 Method = Literal["manual", "auto"]
 PLAN = "compress.json"
+# What --set must not say, and how it is said.
+DECIDED = {
+    "teachers.teacher.model": "Give the teacher as the first argument.",
+    "student.inherit.to": "Give the size as --to.",
+    "student.inherit.source": "Every stage starts from the one before it.",
+    "student.init": "Every stage starts from the one before it.",
+    "student.config": "The size decides it: --to.",
+    "max_steps": "Give --epochs.",
+}
 TABLE = "table.json"
 
 
@@ -45,6 +56,8 @@ class Plan:
     parameters: list[int]
     teacher_parameters: int
     settings: dict[str, Any]
+    teacher_weights: str = ""
+    """Hash of the teacher's weights: a resumed compression must not mix two teachers."""
 
 
 def plan(teacher: str, to: str, method: Method, stages: int, settings: Mapping[str, Any]) -> Plan:
@@ -52,6 +65,9 @@ def plan(teacher: str, to: str, method: Method, stages: int, settings: Mapping[s
     and for settings that the recipe does not have: before any data is read."""
     if stages < 1:
         raise UserError(f"--stages {stages}: expected at least 1")
+    for key, instead in DECIDED.items():
+        if any(setting == key or setting.startswith(f"{key}.") for setting in settings):
+            raise UserError(f"--set {key}: a compression decides it. {instead}")
     wish = size_wish(to)
     with_settings(load_recipe(f"tinyclip_{method}"), settings)
     model = open_student(teacher)
@@ -62,7 +78,7 @@ def plan(teacher: str, to: str, method: Method, stages: int, settings: Mapping[s
     sizes = [round(size - (size - target) * k / stages) for k in range(1, stages + 1)]
     check_sizes = {"manual": _check_cuts, "auto": _check_masks}[method]
     check_sizes(model, to, sizes)
-    return Plan(teacher, method, sizes, size, dict(settings))
+    return Plan(teacher, method, sizes, size, dict(settings), weights_hash(model_folder(teacher)))
 
 
 def _check_cuts(model: Student, to: str, sizes: list[int]) -> None:
@@ -130,7 +146,8 @@ def stage_recipe(made: Plan, before: str, parameters: int, left: int) -> Recipe:
     student = open_student(made.teacher if before == "teacher" else before)
     start, target = sparsity_of(student, parameters / left)
     options = {**recipe.objective["sparsity"].options, "start": start, "target": target, "warmup": _half_of_the_masks(recipe)}
-    return with_settings(recipe, {"objective.sparsity.options": options, **made.settings})
+    exact = {**asdict(recipe.stages[1].surgery), "options": {"parameters": parameters}}
+    return with_settings(recipe, {"objective.sparsity.options": options, "stages.1.surgery": exact, **made.settings})
 
 
 def sparsity_of(student: Student, keep: float) -> tuple[float, float]:
@@ -235,6 +252,8 @@ def _check_first_stage(made: Plan) -> None:
 
 def _same_plan(held: Mapping[str, Any], made: Plan, out: Path) -> None:
     """Refuses to go on with another plan; says which settings differ."""
+    if held.get("teacher") == made.teacher and held.get("teacher_weights") != made.teacher_weights:
+        raise UserError(f"--resume: the weights of the teacher {made.teacher} are not those that began {out}. Choose another --out.")
     then, now = ({**given, **given.get("settings", {})} for given in (held, vars(made)))
     for key in {**now, **then}:
         if key != "settings" and then.get(key) != now.get(key):

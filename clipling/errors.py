@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST = 40  # names that are listed in a message
+
 
 class UserError(Exception):
     """A user's mistake.
@@ -15,12 +17,13 @@ class UserError(Exception):
 
 
 def near(name: str, allowed: Iterable[str]) -> str:
-    """A sentence that helps with a mistyped `name`: close matches first, otherwise all that is allowed."""
+    """A sentence that helps with a mistyped `name`: close matches first, otherwise what is allowed (of many the first, and how many)."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"Allowed: {', '.join(allowed)}."
+    more = f" and {len(allowed) - MOST} more" if len(allowed) > MOST else ""
+    return f"Allowed: {', '.join(allowed[:MOST])}{more}."
 
 
 def missing_extra(what: str, extra: str) -> UserError:

@@ -87,6 +87,7 @@ def _shares(result: Mapping[str, Any]) -> list[str]:
     return said
 
 
+AGREEMENTS = ("teacher_cosine", "image_match@1", "text_cosine", "text_match@1", "neighbour_match@1", "text_choice@1")
 AGREEMENT = """\
 teacher_cosine and text_cosine: how alike student and teacher see one photo, or text; match@1: how often the student's feature is
 nearest to the teacher's of the same; neighbour_match@1: both find the same nearest other photo; text_choice@1: the same nearest text.
@@ -99,7 +100,8 @@ def _distill(result: Mapping[str, Any]) -> str:
     if "neighbour_match@1" not in val:
         return _train(result)
     levels = {"image_match@1": percent(1 / photos), "neighbour_match@1": percent(1 / (photos - 1))}
-    rows = [[name, levels.get(name, ""), percent(result["untrained"].get(name, 0.0)), percent(value)] for name, value in val.items()]
+    names = [*(name for name in AGREEMENTS if name in val), *(name for name in val if name not in AGREEMENTS)]
+    rows = [[name, levels.get(name, ""), percent(result["untrained"].get(name, 0.0)), percent(val[name])] for name in names]
     measured = table([f"on {photos} photos held out, %", "chance", "untrained", "best"], rows)
     return "\n\n".join([_head(result, "photos"), measured + _remark(["recall@1"], photos), AGREEMENT, _end(result)])
 

@@ -339,6 +339,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text!r}: the value is not valid YAML: {str(error).splitlines()[0]}") from error
 
 
+# Mappings from names that are the user's own to settings: `--set objective.mine.use=...` adds an entry.
+NAMED = ("objective", "teachers")
 # Mappings whose keys are the user's own: they are replaced as a whole, so that an entry can be taken away.
 OWN_KEYS = ("weight", "options", "init")
 
@@ -365,6 +367,8 @@ def _assign(content: Any, keys: list[str], value: Any, path: str) -> None:
         content[head] = value if head in OWN_KEYS else _merge(known, value)
         return
     below = content[head] if isinstance(content, list) else content.get(head)
+    if below is None and path.split(".")[0] in NAMED and len(path.split(".")) - len(rest) == 2:
+        below = content[head] = {}  # a term or a teacher that the recipe does not have yet
     if below is None or not isinstance(below, dict | list):
         known = [] if isinstance(content, list) else list(content)
         raise UserError(f"--set {path}: {head!r} holds no settings here. {near(str(head), known) if known else ''}".strip())

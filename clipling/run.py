@@ -39,7 +39,7 @@ from clipling.models.dual import Student
 from clipling.models.hub import save_student
 from clipling.models.licences import licences_of
 from clipling.recipe import Data, Recipe, to_yaml
-from clipling.runfolder import clear, inputs_of, run_folder, same_inputs
+from clipling.runfolder import clear, inputs_of, keep_apart, models_of, run_folder, same_inputs
 from clipling.starts import check_names, make_student
 from clipling.store import atomic_write, read_json, write_json
 
@@ -66,6 +66,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = 
     """
     with start() as runtime, contextlib.ExitStack() as held:
         if runtime.first:
+            keep_apart(out, *models_of(recipe))
             held.enter_context(run_folder(out, recipe, resume=resume, overwrite=overwrite))
         runtime.wait()
         if resume and (out / "summary.json").is_file():
@@ -233,6 +234,9 @@ def announce(job: Job) -> None:
     ]
     if len(opened.source.problems):
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
+    skipped = recipe.stages[len(spans(recipe.stages, job.batches.steps_per_epoch, recipe.max_steps)) :]
+    if any(stage.surgery for stage in skipped):
+        lines.append(f"note     max_steps ends before stage {skipped[0].name!r}: the student keeps the size that it starts with")
     if opened.left_out:
         lines.append(f"         {opened.left_out:,} training pairs left out: also in the validation source (picture or group)")
     print("\n".join(lines), file=sys.stderr, flush=True)

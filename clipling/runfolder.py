@@ -76,6 +76,22 @@ def check_folder(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) ->
         )
 
 
+def keep_apart(out: Path, *models: str) -> None:
+    """Refuses to write where a model lies that is needed to the end: --overwrite would remove it."""
+    for model in models:
+        place = Path(model.removeprefix("local-dir:").removeprefix("transformers:"))
+        if place.exists() and (place.resolve() == out.resolve() or out.resolve() in place.resolve().parents):
+            raise UserError(f"--out {out} is where the model {model} lies, which must not be written over. Choose another --out.")
+
+
+def models_of(recipe: Recipe) -> list[str]:
+    """Every model that a recipe starts from or learns from, as it is named there."""
+    inherit = recipe.student.inherit
+    named = [teacher.model for teacher in recipe.teachers.values()] + list(recipe.student.init.values())
+    named += [spec for spec in (inherit.source, inherit.text_source) if spec] if inherit else []
+    return [spec for spec in named if spec and spec not in recipe.teachers]
+
+
 def shown(names: list[str]) -> str:
     return ", ".join(sorted(names)[:5])
 

@@ -101,7 +101,7 @@ def inherited(recipe: Recipe, spec: Inherit, pairs: Pairs, teachers: Mapping[str
 
 def size_wish(text: str) -> dict[str, Any]:
     """`50%` -> {"share": 0.5}, `20M` or `750k` or `1200000` -> {"parameters": ...}. Raises UserError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[kKmMbB])?\s*", text)
+    found = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(%|[kKmMbB])?\s*", text)
     if not found:
         raise UserError(f"the size {text!r} is not understood: expected a share such as 50%, or parameters without token rows such as 20M")
     number, unit = float(found[1]), (found[2] or "").lower()

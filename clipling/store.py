@@ -48,7 +48,9 @@ def atomic_produce(path: Path | str, produce: Callable[[Path], Any]) -> None:
         # Not mkstemp, whose files only their owner may read: made like any other file, under the user's umask.
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         temporary = name
+        mode = name.stat().st_mode
         produce(temporary)
+        temporary.chmod(mode)  # safetensors puts a file in its place that only its owner may read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

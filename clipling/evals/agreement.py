@@ -64,6 +64,11 @@ class Agreement:
         image_t, text_t = self.taught()
         image = student.encode_images_in_batches(self._pictures(student), self.batch)
         text = None if text_t is None else self._tokens.features(student, self.batch)
+        for who, found in (("teacher", (image_t, text_t)), ("student", (image, text))):
+            if any(rows is not None and not np.isfinite(rows).all() for rows in found):
+                raise UserError(
+                    f"the {who}'s features are not finite, so nothing can be compared. Its weights are damaged, or its rate too high."
+                )
         if student.embed_dim == image_t.shape[1]:
             yield "teacher_cosine", mean_cosine(image, image_t)
             yield "image_match@1", match(image, image_t, units(self.photos.hashes, len(image)))

@@ -26,6 +26,7 @@ from clipling.models.dual import Student
 from clipling.store import cache_dir
 
 GATE_PAIRS = 256
+PROBE = "the quick brown fox jumps over 13 lazy dogs; Übergröße, naïve, 東京"
 FEWEST_PAIRS = 8
 GATE_CHANCE = 1e-4  # how rarely pure chance may pass the gate
 
@@ -99,7 +100,7 @@ def remember_sides(
     """Features of what never varies, made once and kept in the cache: `texts` of all captions, `images` where pictures are neither cropped
     nor mirrored. A side that training would ask for less often than it has rows is left to be computed at each step."""
     found = {}
-    folder = cache_dir() / "teachers" / _name(model, pairs)
+    folder = cache_dir() / "teachers" / _name(model, pairs, "text" in sides)
     if "text" in sides and epochs * len(pairs) >= len(pairs.captions):
         found["texts"] = remember(folder / "texts", len(pairs.captions), _text_encoder(model, pairs), "teacher's captions", progress)
     if "image" in sides and not augment.crops and augment.flip == 0:
@@ -129,10 +130,12 @@ class _Rows:
         return self.pixels[self.rows[places]]
 
 
-def _name(model: Student, pairs: Pairs) -> str:
-    """By everything that decides the features."""
+def _name(model: Student, pairs: Pairs, texts: bool) -> str:
+    """By everything that decides the features, those of captions included where `texts`."""
     about = json.dumps([model.config, pairs.fingerprint, torch.__version__], sort_keys=True, default=str)
     total = hashlib.blake2b(about.encode(), digest_size=16)
+    if texts:  # another tokenizer under the same weights gives other tokens
+        total.update(model.tokenise([PROBE, *pairs.captions[:64]]).numpy().tobytes())
     for name, value in sorted(model.stock_state().items()):
         total.update(name.encode())
         total.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())

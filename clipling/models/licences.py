@@ -46,11 +46,15 @@ def licences_of(spec: str) -> dict[str, Licence]:
 
 
 def _of_folder(folder: Path) -> dict[str, Licence]:
-    for summary in (folder / "summary.json", folder.parent / "summary.json"):
+    beside = [place / name for place in (folder, folder.parent) for name in ("summary.json", "table.json")]
+    for summary in beside:
         taught = _of_run(summary) if summary.is_file() else None
         if taught is not None:
             return {name: _read(text) for name, text in taught.items()}
-    stated = _stated(_front_matter(folder / "README.md"))
+    metadata = _front_matter(folder / "README.md")
+    if isinstance(metadata.get("taught_by"), dict):  # a model card of ours
+        return {str(name): _read(str(text)) for name, text in metadata["taught_by"].items()}
+    stated = _stated(metadata)
     return {folder.name: _read(stated) if stated else Licence(UNKNOWN, None)}
 
 
@@ -60,7 +64,7 @@ def _of_run(summary: Path) -> dict[str, str] | None:
         found = read_json(summary)
     except UserError:
         return None
-    ours = isinstance(found, dict) and found.keys() >= {"train_pairs", "samples_seen"}
+    ours = isinstance(found, dict) and (found.keys() >= {"train_pairs", "samples_seen"} or found.keys() >= {"rows", "method", "teacher"})
     licences = found.get("licences", {} if ours else None) if isinstance(found, dict) else None
     return {str(name): str(text) for name, text in licences.items()} if isinstance(licences, dict) else None
 

@@ -189,10 +189,15 @@ def _preprocessing(folder: Path, image_size: int) -> dict[str, Any]:
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if given.get(step, True) is not True:
             raise UserError(f"{path}: {step} is {given[step]!r}; pictures are always resized, scaled to 0 ... 1 and normalised")
-    if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise UserError(f"{path}: rescale_factor is {given['rescale_factor']!r}; expected 1/255")
+    factor = given.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-6:
+        raise UserError(f"{path}: rescale_factor is {factor!r}; expected 1/255")
+    for key, least in (("image_mean", -1e9), ("image_std", 1e-6)):
+        numbers = given.get(key) or [1.0, 1.0, 1.0]
+        if not isinstance(numbers, list) or len(numbers) != 3 or not all(isinstance(n, int | float) and n >= least for n in numbers):
+            raise UserError(f"{path}: {key} is {given[key]!r}; expected three numbers{', above 0' if least > 0 else ''}")
     resample = given.get("resample", 3)
-    if resample not in _RESAMPLING:
+    if not isinstance(resample, int) or resample not in _RESAMPLING:
         raise UserError(f"{path}: resample is {resample!r}; expected 2 (bilinear) or 3 (bicubic)")
     return {
         "size": image_size,

@@ -13,7 +13,7 @@ with q the probabilities (expected), or 1 for every mask of evaluation that is n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ GROUPS = ("hidden", "heads", "intermediate")
 START_LOG_ALPHA = 10.0
 START_LAMBDA = 10.0
 WIDEST_SHIFT = 16.0  # of gates that lie within +- ln 100
-SHIFT_STEPS = 40
+SHIFT_STEPS = 18
 ALL = "all"  # both towers together
 
 
@@ -140,26 +140,28 @@ class Sparsity(Term):
         return {name: float(value) for name, value in found.items()}
 
     @torch.no_grad()
-    def settle(self) -> float:
-        """Moves all gates by one number, so that what the masks of evaluation remove is `target`, and returns that number.
+    def settle(self, removed: Callable[[], float] | None = None, target: float | None = None) -> float:
+        """Moves all gates by one number, so that the masks of evaluation remove `target`, and returns that number.
 
+        removed: what is to meet it, a measure of the masks of now; by default the realised sparsity. target: by default the term's.
         The Lagrangian is one-sided and stops near its target; the size that was asked for is met by this last shift, which keeps
         the order of the gates. 0 where nothing has to be moved. Ours; the reference takes what it finds.
         """
         name = ALL if len(self.towers) > 1 else self.towers[0]
         learned = {key: gate.clone() for key, gate in self.log_alpha.items()}
+        measure, wish = removed or (lambda: self.realised_sparsity()[name]), self.target if target is None else target
 
-        def removed(shift: float) -> float:
+        def moved(shift: float) -> float:
             for key, gate in self.log_alpha.items():
                 gate.copy_(learned[key] + shift)
-            return self.realised_sparsity()[name]
+            return measure()
 
         low, high = -WIDEST_SHIFT, WIDEST_SHIFT
         for _ in range(SHIFT_STEPS):
             middle = (low + high) / 2
-            low, high = (middle, high) if removed(middle) > self.target else (low, middle)
-        shift = min((0.0, low, high), key=lambda s: (round(abs(removed(s) - self.target), 4), abs(s)))
-        removed(shift)
+            low, high = (middle, high) if moved(middle) > wish else (low, middle)
+        shift = min((0.0, low, high), key=lambda s: (round(abs(moved(s) - wish), 4), abs(s)))
+        moved(shift)
         return shift
 
     def parameter_groups(self) -> Iterable[dict]:

@@ -23,6 +23,7 @@ from clipling.models.masked import TowerMasks, tower_masks, tower_shapes
 from clipling.models.vocabulary import RestrictedEmbedding
 
 State = dict[str, Tensor]
+TOLERANCE = 0.05  # of the size that was asked for
 # What outside the blocks has the hidden units on one of its axes: which axis, and whether the mask is folded into it.
 OUTSIDE = {
     "conv1.weight": (0, True),
@@ -162,18 +163,37 @@ def _block_state(block: nn.Module, kept: KeptTower, layer: int) -> State:
 # Masks without learning them
 
 
-def by_masks(student: Student, objective: _HasMasks, exact: bool = True) -> Student:
+def by_masks(student: Student, objective: _HasMasks, parameters: int | None = None) -> Student:
     """Surgery between two stages: removes what the learned masks of evaluation have closed.
 
-    exact: gates are moved together first, so that the sparsity that was asked for is met (`Sparsity.settle`).
+    The gates are moved together first (`Sparsity.settle`), so that the size that was asked for is met: `parameters` without token
+    rows, or the term's own target. UserError when no masks can meet it.
     """
-    for term in objective.terms.values() if exact else ():
-        if callable(settle := getattr(term, "settle", None)):
-            settle()
-    masks = objective.masks(None)
-    if not masks:
+    terms = [term for term in objective.terms.values() if "student.masks" in term.needs]
+    if not terms:
         raise UserError("clipling.surgery.prune:by_masks needs a term that learns masks (clipling.objectives.sparsity:Sparsity)")
-    return prune(student, masks)
+    if parameters is None:
+        for term in terms:
+            term.settle()
+        return prune(student, objective.masks(None))
+    whole = student.sizes()["total_without_token_rows"]
+    terms[0].settle(lambda: 1 - size_after(student, objective.masks(None)) / whole, 1 - parameters / whole)
+    pruned = prune(student, objective.masks(None))
+    reached = pruned.sizes()["total_without_token_rows"]
+    if abs(reached - parameters) > TOLERANCE * parameters:
+        raise UserError(
+            f"{parameters:,} parameters cannot be met by masks: the nearest is {reached:,}, of {whole:,}. What is outside of the layers "
+            "stays. Ask for a size nearer to that, or use --method manual."
+        )
+    return pruned
+
+
+def size_after(student: Student, masks: Mapping[str, Tensor]) -> int:
+    """Parameters without token rows that `prune` leaves; 0 where it would leave nothing that is a model."""
+    try:
+        return prune(student, masks).sizes()["total_without_token_rows"]
+    except UserError:
+        return 0
 
 
 class _HasMasks(Protocol):

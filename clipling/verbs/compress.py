@@ -62,7 +62,8 @@ def compress(
     from clipling.compression import compress as run
     from clipling.compression import plan
     from clipling.run import threads as set_threads
-    from clipling.verbs.train import keep_apart, settings_given
+    from clipling.runfolder import keep_apart
+    from clipling.verbs.train import settings_given
 
     out = out or Path("runs") / "compress"
     keep_apart(out, teacher)

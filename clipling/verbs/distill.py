@@ -65,10 +65,9 @@ def distill(
     from clipling.recipe import load_recipe, with_settings
     from clipling.run import threads as set_threads
     from clipling.run import train as run
-    from clipling.verbs.train import keep_apart, settings_given
+    from clipling.verbs.train import settings_given
 
     out = out or Path("runs") / "distill"
-    keep_apart(out, teacher)
     if text_size is not None and text != "prune":
         raise UserError(f"--text-size {text_size} is for --text prune: --text {text} would ignore it")
     columns = {"image_column": image_column, "caption_column": caption_column, "group": group}

@@ -47,7 +47,7 @@ def finetune(
         batch: Pairs of a step, over all processes.
         lr: Peak learning rate of the last layers.
         layer_decay: Rate of a layer over that of the next one; 1 for the same rate everywhere.
-        freeze: Towers that stay as they are.
+        freeze: Towers that stay as they are, their projections included.
         patience: Evaluations without a better value after which it stops.
         wise: WiSE-FT at the end: the least share of the new weights that is as good on val. --no-wise keeps the new weights as they are.
         seed: Seed of order, crops and captions.
@@ -65,10 +65,9 @@ def finetune(
     from clipling.recipe import load_recipe, with_settings
     from clipling.run import threads as set_threads
     from clipling.run import train as run
-    from clipling.verbs.train import keep_apart, settings_given
+    from clipling.verbs.train import settings_given
 
     out = out or Path("runs") / "finetune"
-    keep_apart(out, model)
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise UserError(f"--layer-decay {layer_decay}: expected a number above 0, at most 1")
     settings: dict[str, Any] = {
@@ -84,6 +83,7 @@ def finetune(
         "stages.0.epochs": epochs,
         "stages.0.learning_rate": lr,
         "stages.0.freeze": list(freeze) or None,
+        "stages.0.freeze_projections": True if freeze else None,
         "optimiser.batch": batch,
         "optimiser.layer_decay": layer_decay,
         "seed": seed,

@@ -96,7 +96,6 @@ def train(
     if made.student.config == "init" and "model" not in made.student.init:
         raise UserError(f"the recipe {made.name!r} starts from a model. Use `clipling finetune MODEL`, or --set student.init.model=MODEL.")
     out = out or Path("runs") / made.name
-    keep_apart(out, *teacher)
     set_threads(threads)
     if seeds is None:
         return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json), "model": str(out / "model")}
@@ -124,14 +123,6 @@ def taught_by(models: tuple[str, ...], known: dict[str, Any]) -> dict[str, dict[
     numbered = (f"teacher{n}" if n > 1 else "teacher" for n in range(1, len(models) + len(known) + 1))
     names = [*known, *(name for name in numbered if name not in known)][: len(models)]
     return {name: {**(asdict(known[name]) if name in known else {}), "model": model} for name, model in zip(names, models, strict=True)}
-
-
-def keep_apart(out: Path, *models: str) -> None:
-    """Refuses to write where a model lies that is needed to the end: --overwrite would remove it."""
-    for model in models:
-        place = Path(model.removeprefix("local-dir:"))
-        if place.exists() and (place.resolve() == out.resolve() or out.resolve() in place.resolve().parents):
-            raise UserError(f"--out {out} is where the model {model} lies, which must not be written over. Choose another --out.")
 
 
 def settings_given(set: tuple[tuple[str, ...] | str, ...]) -> dict[str, Any]:

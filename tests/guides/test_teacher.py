@@ -215,7 +215,7 @@ def test_a_damaged_shard_is_made_again_and_no_other(tmp_path, damage):
 @pytest.mark.usefixtures("small_shards")
 def test_killed_making_ends_in_the_same_bits(tmp_path):
     whole = rows_in(remember(tmp_path / "whole", 31, Counted()))
-    kills = kill_until_done(lambda: remember(tmp_path / "killed", 31, Counted(pause=0.02)), kills=6, shortest=0.02, longest=0.12)
+    kills = kill_until_done(lambda: remember(tmp_path / "killed", 31, Counted(pause=0.06)), kills=6, shortest=0.02, longest=0.2)
     assert kills >= 3
     assert run_in_child(lambda: remember(tmp_path / "killed", 31, None), None), "everything is there: nothing is encoded"
     assert np.array_equal(rows_in(remember(tmp_path / "killed", 31, None)), whole)

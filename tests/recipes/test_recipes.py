@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from clipling.errors import UserError
+from clipling.models.hub import open_student
 from clipling.recipe import from_yaml, load_recipe, recipe_names, to_dict, to_yaml, with_settings
 from clipling.run import train
 from tests.teaching import teacher_config, teacher_folder
@@ -60,6 +61,36 @@ def test_a_recipe_runs_one_step(name, toy, teacher, tmp_path):
     for term, spec in recipe.objective.items():
         weights |= {f"{term}/{v}": w for v, w in spec.weight.items()} if isinstance(spec.weight, dict) else {term: spec.weight}
     assert step["loss"] == pytest.approx(sum(weights[value] * found for value, found in step["terms"].items()), rel=1e-4)
+
+
+def test_masks_and_recovery_follow_each_other(toy, teacher, tmp_path):
+    """One step of masks, then one of the pruned student."""
+    settings = {"data.source": str(toy), "teachers.teacher.model": teacher, "teachers.teacher.gate": False, "max_steps": None}
+    settings |= {"stages.0.epochs": 0.2, "stages.1.epochs": 0.2, "objective.sparsity.options": {"target": 0.5, "warmup": 1}}
+    recipe = with_settings(load_recipe("tinyclip_auto", smoke=True), settings)
+    summary = train(recipe, tmp_path / "run", quiet=True)
+    assert summary["steps"] == 2
+    whole = open_student(teacher).sizes()["total_without_token_rows"]
+    assert summary["parameters"]["total_without_token_rows"] < 0.7 * whole
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [set(line["terms"]) for line in lines if line["kind"] == "train"] == [{"affinity", "sparsity"}, {"affinity"}]
+
+
+PAPERS = {
+    "tinyclip_manual": ("stages.0.learning_rate", 1e-4),  # the released scripts
+    "tinyclip_auto": ("objective.sparsity.options.lr", 0.02),
+    "clip_kd": ("objective.fd.weight", 2000.0),  # section 4.2: 1 CRD + 2000 FD + 1 ICL
+    "finetune": ("optimiser.layer_decay", 0.9),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_what_the_papers_used(name):
+    path, expected = PAPERS[name]
+    found = to_dict(load_recipe(name, scale="paper"))
+    for key in path.split("."):
+        found = found[int(key)] if isinstance(found, list) else found[key]
+    assert found == expected
 
 
 def test_smoke_and_scale_are_refused_for_a_file(tmp_path):

@@ -101,7 +101,7 @@ def test_the_last_student_is_put_where_stock_open_clip_opens_it(manual):
     stock, _, _ = open_clip.create_model_and_transforms(f"local-dir:{manual / 'model'}")
     with torch.no_grad():
         assert torch.allclose(stock.eval().encode_image(pictures, normalize=True), student.encode_image(pictures), atol=1e-5)
-    assert "untrained" in (manual / "model" / "README.md").read_text()
+    assert "at the start" in (manual / "model" / "README.md").read_text()
 
 
 def test_a_finished_compression_is_returned_as_it_is(manual, teacher, pairs, val, capsys):
@@ -128,7 +128,9 @@ def test_masks_leave_an_irregular_student_of_about_the_size(auto, teacher, val):
     assert (auto / "model" / "clipling_config.json").is_file()
     student = open_student(auto)
     assert student.config["pruned"]
-    assert student.sizes()["total_without_token_rows"] < 0.6 * open_student(teacher).sizes()["total_without_token_rows"]
+    assert student.sizes()["total_without_token_rows"] == pytest.approx(
+        0.5 * open_student(teacher).sizes()["total_without_token_rows"], rel=0.05
+    )
 
 
 @pytest.mark.parametrize("verb", ["finetune", "distill"])

@@ -9,10 +9,14 @@ import pytest
 from clipling.cli import verbs
 
 COLUMNS = "image_column caption_column"
+RUN = "smoke resume overwrite threads json"
 SURFACE = {
     "demo": "out epochs seed resume overwrite threads json",
     "data inspect": f"source {COLUMNS} separator group problems json",
-    "train": f"recipe data out val guide student epochs batch lr seed seeds {COLUMNS} group set scale smoke resume overwrite threads json",
+    "train": f"recipe data out val guide teacher student epochs batch lr seed seeds {COLUMNS} group set scale {RUN}",
+    "finetune": f"model data out val watch epochs batch lr layer_decay freeze patience wise seed {COLUMNS} group set {RUN}",
+    "distill": f"teacher data out val student text text_size texts captions epochs batch lr seed {COLUMNS} group set {RUN}",
+    "compress": f"teacher to data out method stages width depth val epochs batch lr seed {COLUMNS} group set {RUN.removeprefix('smoke ')}",
     "eval": f"model data task classes templates {COLUMNS} group out threads json",
     "compare": "runs out pictures json",
     "bank": f"source out image_encoder text_encoder image_size {COLUMNS} group threads json",
@@ -30,3 +34,13 @@ def test_every_argument_has_help(name):
     doc = inspect.getdoc(verbs()[name])
     for argument in SURFACE[name].split():
         assert f"{argument}:" in doc, f"{name}: {argument} has no help"
+
+
+def test_verbs_stand_in_the_order_of_their_use():
+    assert list(verbs()) == list(SURFACE)
+
+
+def test_every_verb_is_a_function_of_the_package():
+    import clipling
+
+    assert {verb.__name__ for verb in verbs().values()} | {"__version__"} == set(clipling.__all__)
