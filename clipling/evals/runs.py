@@ -52,7 +52,8 @@ class Run:
             return "control" if guide.get("control", "none") != "none" else "guided"
         student = self.recipe.get("student") or {}
         frozen = any(stage.get("freeze") for stage in self.recipe.get("stages") or [])
-        return "other" if student.get("init") or frozen else "plain"
+        borrowed = student.get("init") or student.get("inherit") or self.recipe.get("teachers")
+        return "other" if borrowed or frozen else "plain"
 
 
 def read_run(folder: Path | str) -> Run:

@@ -188,8 +188,9 @@ def segment_means(rows: Rows, offsets: np.ndarray) -> np.ndarray:
     """fp16 [P, d]: the unit mean of rows offsets[i] ... offsets[i + 1] for each i; zeros where all of them are."""
     count = len(offsets) - 1
     means = np.zeros((count, rows.dim), dtype=np.float16)
-    for start in range(0, count, AT_ONCE // 4):  # of pairs, which have several rows each
-        stop = min(count, start + AT_ONCE // 4)
+    step = max(1, AT_ONCE // 4)  # of pairs, which have several rows each
+    for start in range(0, count, step):
+        stop = min(count, start + step)
         first, last = offsets[start:stop], offsets[start + 1 : stop + 1]
         filled = last > first  # reduceat gives nonsense for segments without rows
         if filled.any():

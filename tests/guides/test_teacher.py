@@ -94,6 +94,18 @@ def test_captions_are_cut_by_its_own_tokenizer(pairs, model, rank):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_a_model_that_is_still_in_training_is_frozen_by_becoming_a_teacher(pairs):
+    student = new_student(batch_norm_config())
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    teacher = Teacher("t", student, pairs, BOTH)
+    host = batches_of(pairs, Augment(scale=(1.0, 1.0)), more={32: Pixels.open(pairs, 32, "squash")})[0]
+    assert not teacher.image(host, CPU).requires_grad
+    assert not teacher.text(host, CPU).requires_grad
+    assert not any(module.training for module in student.modules())
+    assert not any(p.requires_grad for p in student.parameters())
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
 def test_its_scale_is_its_own_or_a_fixed_one(pairs, model):
     assert Teacher("t", model, pairs, BOTH).scale == pytest.approx(float(model.logit_scale.detach().exp()))
     assert Teacher("t", model, pairs, BOTH, scale=50.0).scale == 50.0

@@ -19,6 +19,7 @@ from clipling.data.source import open_pairs
 from clipling.engine import checkpoint, trainer
 from clipling.evals.evaluators import Retrieval
 from clipling.models.hub import open_student
+from clipling.models.licences import licences_of
 from tests.verbs.test_mistakes import call
 
 RECALLS = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
@@ -210,7 +211,10 @@ def test_a_teacher_of_another_shape_works(other_teacher, pairs, val, tmp_path):
     assert (student.embed_dim, student.context_length, student.image_size) == (48, 24, 48)
 
 
-def test_licences_are_in_the_table(manual, pairs, val):
+def test_licences_travel_with_a_compression(manual, teacher):
+    """From the run to the table, and from there to whatever starts from the folder."""
     table = json.loads((manual / "table.json").read_text())
     assert table["licences"] == json.loads((manual / "stage-2" / "summary.json").read_text())["licences"]
-    assert table["licences"]
+    assert Path(teacher).name in table["licences"]
+    for place in (manual, manual / "model"):
+        assert {name: licence.text for name, licence in licences_of(str(place)).items()} == table["licences"]
