@@ -31,7 +31,7 @@ ARMS = {
 THREADS = 1
 ROUNDS = 20
 MEMORY_STEPS = 4
-MEMORY_RUNS = 4
+MEMORY_RUNS = 3
 
 
 def make(arm: str, student: str):
