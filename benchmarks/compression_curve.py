@@ -13,14 +13,12 @@ teacher's, in percent. Dev is read once a run.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import RESULTS, RUNS, load, save
+from common import RESULTS, RUNS, in_parallel, load, save
 from teacher import DEV, METRICS, TEACHER, TRAIN
 
 import clipling
@@ -164,14 +162,8 @@ def main() -> None:
         return
     if not given.collect:
         make_teacher()
-        jobs = [[method, share] for share in given.shares.split(",") for method in given.methods.split(",")]
-
-        def call(job: list[str]) -> None:
-            done = subprocess.run([sys.executable, __file__, "--one", *job], stdout=subprocess.DEVNULL)
-            print("done" if done.returncode == 0 else "FAILED", *job, flush=True)
-
-        with ThreadPoolExecutor(given.at_once) as pool:
-            list(pool.map(call, jobs))
+        jobs = [["--one", method, share] for share in given.shares.split(",") for method in given.methods.split(",")]
+        in_parallel(__file__, jobs, given.at_once)
     collect()
 
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import FLICKR, RUNS, load, mean_and_spread, paired, save
+from common import FLICKR, RUNS, in_parallel, load, mean_and_spread, paired, save
 
 import clipling
 from clipling.assess import assess
@@ -160,17 +158,6 @@ def as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
 
 
-def in_parallel(jobs: list[list[str]], at_once: int) -> None:
-    """Runs this script once a job, two at a time, one thread each: faster on two cores than one run with two threads."""
-
-    def call(arguments: list[str]) -> None:
-        done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.DEVNULL)
-        print("done" if done.returncode == 0 else "FAILED", *arguments, flush=True)
-
-    with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(call, jobs))
-
-
 def collect() -> None:
     """Gathers the finished runs into benchmarks/results/ping_gain.json, beside runs of the same settings from another day."""
     result = load("ping_gain")
@@ -255,7 +242,7 @@ def main() -> None:
         tune_one(given.one_tune)
         return
     if given.tune is not None:
-        in_parallel([["--one-tune", name] for name in given.tune or TUNING], given.at_once)
+        in_parallel(__file__, [["--one-tune", name] for name in given.tune or TUNING], given.at_once)
         collect_tuning()
         return
     if given.one:
@@ -265,7 +252,7 @@ def main() -> None:
         wanted = given.arms.split(",")
         seeds = {a: given.seeds.split(",") if given.seeds else ["0", "1", "2"] if a in SEEDED else ["0"] for a in wanted}
         jobs = [(seed, ["--one", arm, seed]) for arm in wanted for seed in seeds[arm]]
-        in_parallel([job for _, job in sorted(jobs, key=lambda j: j[0])], given.at_once)
+        in_parallel(__file__, [job for _, job in sorted(jobs, key=lambda j: j[0])], given.at_once)
     collect()
 
 

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import RUNS, load, mean_and_spread, ratio, save
+from common import RUNS, in_parallel, load, mean_and_spread, ratio, save
 from teacher import DEV, METRICS, TEACHER, TRAIN
 
 import clipling
@@ -148,14 +146,8 @@ def main() -> None:
         return
     if not given.collect:
         student_config()
-        jobs = [[arm, seed] for seed in given.seeds.split(",") for arm in given.arms.split(";")]
-
-        def call(job: list[str]) -> None:
-            done = subprocess.run([sys.executable, __file__, "--one", *job], stdout=subprocess.DEVNULL)
-            print("done" if done.returncode == 0 else "FAILED", *job, flush=True)
-
-        with ThreadPoolExecutor(given.at_once) as pool:
-            list(pool.map(call, jobs))
+        jobs = [["--one", arm, seed] for seed in given.seeds.split(",") for arm in given.arms.split(";")]
+        in_parallel(__file__, jobs, given.at_once)
     collect()
     print({arm: mean_and_spread(v["i2t_recall@10"]) for arm, v in load("tinyclip_speedup")["arms"].items()})
 

@@ -11,7 +11,21 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "clipling"
 # A room may import from rooms before it.
-ORDER = ["errors", "store", "environment", "data", "models", "surgery", "recipe", "objectives", "guides", "engine", "adapt", "evals"]
+ORDER = [
+    "errors",
+    "store",
+    "environment",
+    "data",
+    "models",
+    "surgery",
+    "settings",
+    "recipe",
+    "objectives",
+    "guides",
+    "engine",
+    "adapt",
+    "evals",
+]
 ORDER += ["card", "starts", "build", "runfolder", "run", "assess", "recipes", "distillation", "compression"]
 ORDER += ["printing", "walkthrough", "verbs", "cli", "__main__"]
 # recipe.py loads named recipes and users' files when asked to: imports inside functions, the other way round on purpose.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from clipling.recipe import Data, Recipe, Stage, StudentSpec, SurgerySpec, TeacherSpec, TermSpec
-from clipling.recipes.tinyclip_manual import sized
+from clipling.recipes.tinyclip_manual import sized, smoked
 
 
 def recipe(smoke: bool = False, scale: Literal["cpu", "paper"] = "cpu") -> Recipe:
@@ -31,4 +31,6 @@ def recipe(smoke: bool = False, scale: Literal["cpu", "paper"] = "cpu") -> Recip
         Stage(name="masks", epochs=masked, learning_rate=rate, warmup=masked),
         Stage(name="recovery", epochs=rest, learning_rate=rate, warmup=0, surgery=surgery, drop=["sparsity"]),
     ]
+    if smoke:
+        smoked(made)
     return made
