@@ -24,6 +24,7 @@ from teacher import DEV, METRICS, TEACHER, TRAIN
 import clipling
 from clipling.assess import assess
 from clipling.engine.timing import latencies
+from clipling.evals.results import weights_hash
 from clipling.models.hub import open_student
 from clipling.store import read_json, write_json
 
@@ -98,11 +99,13 @@ def measured(model: Path, name: str, out: Path | None) -> None:
 def collect() -> None:
     """Gathers what is finished into benchmarks/results/compression_curve.json, and draws it. Latencies are measured here, in turn."""
     result = load("compression_curve")
+    weights = weights_hash(VIT / "model")
+    earlier = result["arms"] if result.get("teacher_weights") == weights else {}
     names = ["teacher"] + [f"{m}-{s}" for m in METHODS for s in SHARES if (FOLDER / f"{m}-{s}-dev.json").is_file()]
     models = {name: open_student(str(VIT if name == "teacher" else FOLDER / name / "model")) for name in names}
     times = latencies(models, rounds=40)
     whole = recall("teacher")
-    result["arms"] = {}
+    result["arms"], result["teacher_weights"] = dict(earlier), weights  # arms that another day made, of the same teacher, stay
     for name, model in models.items():
         dev = read_json(FOLDER / f"{name}-dev.json")["metrics"]
         sizes = model.sizes()

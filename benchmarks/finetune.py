@@ -23,6 +23,7 @@ from teacher import DEV, TEACHER
 
 import clipling
 from clipling.assess import assess
+from clipling.evals.results import weights_hash
 from clipling.store import read_json, write_json
 
 FOLDER = RUNS / "finetune"
@@ -71,6 +72,19 @@ def values(metrics: dict[str, float], dev: dict[str, float], start: tuple[dict[s
     return {k: round(100 * v, 3) for k, v in (made | {"cifar10_kept": accuracy / before, "flickr8k_kept": flickr / then}).items()}
 
 
+def merged(old: dict[str, dict[str, list]], new: dict[str, dict[str, list]]) -> dict[str, dict[str, list]]:
+    """Both, by arm and seed; the new value where both have one."""
+    made: dict[str, dict[str, list]] = {}
+    for arm in {**old, **new}:
+        rows = {seed: i for i, seed in enumerate(old.get(arm, {}).get("seed", []))}
+        fresh = {seed: i for i, seed in enumerate(new.get(arm, {}).get("seed", []))}
+        for seed in sorted({*rows, *fresh}):
+            source, row = (new[arm], fresh[seed]) if seed in fresh else (old[arm], rows[seed])
+            for key, column in source.items():
+                made.setdefault(arm, {}).setdefault(key, []).append(column[row])
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", default=",".join(ARMS))
@@ -93,7 +107,10 @@ def main() -> None:
             for name, row in rows.items():
                 for key, value in {**row, "seed": seed}.items():
                     found.setdefault(name, {}).setdefault(key, []).append(value)
-    result["arms"] = {**result["arms"], **found}
+    weights = weights_hash(TEACHER / "model")
+    same = result.get("start_weights") == weights
+    result["arms"] = merged(result["arms"], found) if same else found  # seeds that another day made, of the same start, stay
+    result["start_weights"] = weights
     result["settings"] = {"epochs": EPOCHS, "arms": ARMS}
     save(result)
     for name, row in result["arms"].items():

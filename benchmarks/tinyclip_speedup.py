@@ -24,6 +24,7 @@ from teacher import DEV, METRICS, TEACHER, TRAIN
 
 import clipling
 from clipling.assess import assess
+from clipling.evals.results import weights_hash
 from clipling.models.hub import open_student
 from clipling.store import read_json, write_json
 from clipling.surgery.inherit_targets import target_of
@@ -81,17 +82,24 @@ def curve(folder: Path) -> list[tuple[int, float, float]]:
 
 
 def collect() -> None:
-    """Gathers the finished runs into benchmarks/results/tinyclip_speedup.json."""
+    """Gathers the finished runs into benchmarks/results/tinyclip_speedup.json.
+
+    What that file holds of runs of the same teacher stays, so that seeds may be run on different days.
+    """
     result = load("tinyclip_speedup")
-    found = {arm: sorted(folder_of(arm).glob("seed-*/dev.json")) for arm in arms()}
-    curves = {arm: [curve(path.parent) for path in paths] for arm, paths in found.items() if paths}
-    if "scratch" not in curves:
+    weights = weights_hash(TEACHER / "model")
+    runs = result.get("runs", {}) if result.get("teacher", {}).get("weights") == weights else {}
+    for arm in arms():
+        for path in sorted(folder_of(arm).glob("seed-*/dev.json")):
+            runs.setdefault(arm, {})[path.parent.name.removeprefix("seed-")] = one_run(path.parent)
+    if "scratch" not in runs:
         raise SystemExit("there is no finished scratch run yet")
-    target = fmean(max(value for _, _, value in c) for c in curves["scratch"])
+    target = fmean(max(value for _, _, value in run["curve"]) for run in runs["scratch"].values())
     result["target"] = {"val_recall@10": round(100 * target, 3), "what": "mean over seeds of the best val recall@10 of scratch, %"}
     teacher = read_json(RUNS / "teacher" / "teacher-dev.json")["metrics"]
-    result["teacher"] = {m: round(100 * teacher[m], 3) for m in METRICS}
-    result["arms"] = {arm: gather(found[arm], curves[arm], target) for arm in curves}
+    result["teacher"] = {**{m: round(100 * teacher[m], 3) for m in METRICS}, "weights": weights}
+    result["runs"] = runs
+    result["arms"] = {arm: gather(runs[arm], target, result["teacher"]) for arm in arms() if arm in runs}
     result["ratios"] = speedups(result["arms"])
     result["settings"] = {a: {"recipe": r, "epochs": e, "set": [*map(plain, (*COMMON, *s))]} for a, (r, e, s) in arms().items()}
     save(result)
@@ -100,24 +108,30 @@ def collect() -> None:
     print("target", result["target"], "speed-up", result["ratios"])
 
 
+def one_run(folder: Path) -> dict[str, Any]:
+    """What is kept of a run: dev in percent, seconds, and its curve on val."""
+    dev, summary = read_json(folder / "dev.json")["metrics"], read_json(folder / "summary.json")
+    points = [[step, round(seconds, 1), round(value, 6)] for step, seconds, value in curve(folder)]
+    return {"dev": {m: round(100 * dev[m], 3) for m in METRICS}, "seconds": summary["seconds"], "curve": points}
+
+
 def plain(setting: str) -> str:
     return setting.replace(str(RUNS), "runs")
 
 
-def gather(found: list[Path], curves: list[list[tuple[int, float, float]]], target: float) -> dict[str, list[Any]]:
-    teacher = read_json(RUNS / "teacher" / "teacher-dev.json")["metrics"]
+def gather(runs: dict[str, dict[str, Any]], target: float, teacher: dict[str, Any]) -> dict[str, list[Any]]:
+    """An arm's values, one a seed."""
     values: dict[str, list[Any]] = {m: [] for m in (*METRICS, "steps_to_target", "seconds_to_target", "relative_recall", "seconds", "seed")}
-    for path, points in zip(found, curves, strict=True):
-        dev, summary = read_json(path)["metrics"], read_json(path.parent / "summary.json")
-        reached = next(((step, seconds) for step, seconds, value in points if value >= target), (None, None))
+    for seed, run in sorted(runs.items(), key=lambda pair: int(pair[0])):
+        reached = next(((step, seconds) for step, seconds, value in run["curve"] if value >= target), (None, None))
         values["steps_to_target"].append(reached[0])
         values["seconds_to_target"].append(reached[1])
         for m in METRICS:
-            values[m].append(round(100 * dev[m], 3))
+            values[m].append(run["dev"][m])
         ten = [f"{w}_recall@10" for w in ("i2t", "t2i")]
-        values["relative_recall"].append(round(100 * sum(dev[m] for m in ten) / sum(teacher[m] for m in ten), 2))
-        values["seconds"].append(summary["seconds"])
-        values["seed"].append(summary["seed"])
+        values["relative_recall"].append(round(100 * sum(run["dev"][m] for m in ten) / sum(teacher[m] for m in ten), 2))
+        values["seconds"].append(run["seconds"])
+        values["seed"].append(int(seed))
     return values
 
 

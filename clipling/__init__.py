@@ -15,14 +15,33 @@ if TYPE_CHECKING:
     from clipling.verbs.compress import compress
     from clipling.verbs.demo import demo
     from clipling.verbs.distill import distill
+    from clipling.verbs.embed import embed
     from clipling.verbs.evaluate import evaluate
     from clipling.verbs.finetune import finetune
     from clipling.verbs.inspect import inspect
+    from clipling.verbs.predict import predict
+    from clipling.verbs.report import report
     from clipling.verbs.show import show
     from clipling.verbs.train import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "bank", "check", "compare", "compress", "demo", "distill", "evaluate", "finetune", "inspect", "show", "train"]
+__all__ = [
+    "__version__",
+    "bank",
+    "check",
+    "compare",
+    "compress",
+    "demo",
+    "distill",
+    "embed",
+    "evaluate",
+    "finetune",
+    "inspect",
+    "predict",
+    "report",
+    "show",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

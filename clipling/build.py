@@ -171,11 +171,35 @@ def open_teachers(recipe: Recipe) -> dict[str, Student]:
     return {name: open_student(spec.model).eval().requires_grad_(False) for name, spec in recipe.teachers.items()}
 
 
+def sides_taught(recipe: Recipe) -> frozenset[str]:
+    """What terms ask teachers for, of "image" and "text"."""
+    return frozenset(n.removeprefix("teacher.") for n in needs(recipe) if n.startswith("teacher."))
+
+
+def pass_gates(recipe: Recipe, models: Mapping[str, Student], train: Pairs, runtime: Runtime, quiet: bool) -> None:
+    """Refuses teachers that cannot tell the pairs apart, before a student is cut out of them or their features of all pairs are made."""
+    if recipe.data.bare or not runtime.first or not sides_taught(recipe):
+        return
+    for name, model in models.items():
+        spec = recipe.teachers[name]
+        if not spec.gate:
+            continue
+        found = gate(name, model.to(runtime.device), train, spec.model)
+        if not quiet:
+            texts, pictures = f"{100 * found['image_to_text']:.0f} %", f"{100 * found['text_to_image']:.0f} %"
+            print(
+                f"teacher  {spec.model}: of {found['pairs']} training pairs it finds the right caption for {texts} of the pictures, the "
+                f"right picture for {pictures} of the captions (chance {100 * found['chance']:.1f} %)",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
 def make_teachers(
     recipe: Recipe, models: Mapping[str, Student], train: Pairs, augment: Augment, runtime: Runtime, quiet: bool
 ) -> list[Teacher]:
-    """Teachers that terms ask for, each past the gate, with what never varies computed before the first step."""
-    sides = frozenset(n.removeprefix("teacher.") for n in needs(recipe) if n.startswith("teacher."))
+    """Teachers that terms ask for (see `pass_gates`), with what never varies computed before the first step."""
+    sides = sides_taught(recipe)
     if not sides:
         return []
     progress = silent if quiet else ShowProgress()
@@ -184,11 +208,6 @@ def make_teachers(
     for name, model in models.items():
         spec = recipe.teachers[name]
         model.to(runtime.device)
-        if spec.gate and not recipe.data.bare and runtime.first:  # before its features of all pairs are made
-            found = gate(name, model, train, spec.model)
-            if not quiet:
-                both = f"{100 * found['image_to_text']:.0f} % and {100 * found['text_to_image']:.0f} %"
-                print(f"teacher  {spec.model}: top-1 among some pairs {both} (chance {100 * found['chance']:.1f} %)", file=sys.stderr)
         kept = remember_sides(model, train, augment, sides, epochs, progress)
         made.append(Teacher(name, model, train, sides, spec.scale, **kept, device=runtime.device, autocast=recipe.optimiser.autocast))
     return made
@@ -212,7 +231,7 @@ def make_evaluators(recipe: Recipe, val: Pairs, teachers: Mapping[str, Student])
     """Recall on val; for bare photos, how well the student agrees with its teacher. And what is only watched."""
     if recipe.data.bare:
         (teacher,) = teachers.values()
-        texts = val.captions if recipe.data.texts else None
+        texts = list(dict.fromkeys(val.captions)) if recipe.data.texts else None
         made: list = [Agreement(val, teacher, texts)]
     else:
         made = [Retrieval(val)]

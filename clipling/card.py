@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from clipling.card_rows import made_of, measured, short
 from clipling.models import lite
 from clipling.recipe import Recipe
 
@@ -22,16 +23,12 @@ Trained with clipling on {{ "{:,}".format(summary.train_pairs) }} {{ kind }} of 
 
 | | |
 |---|---|
-| student | `{{ student }}` |
-| parameters | {{ "{:,}".format(sizes.total_without_token_rows) }} without token rows ({{ "{:,}".format(sizes.total) }} with) |
-| budget | {{ "{:,}".format(summary.samples_seen) }} samples seen, {{ summary.seconds }} s of training steps |
-| objective | {{ objective }} |
-{% for metric, value in summary.val.items() -%}
-| {{ metric }} on {{ summary.val_pairs }} {{ held_out }} held out | {{ "%.1f"|format(100 * value) }} % \
-({{ before }}: {{ "%.1f"|format(100 * summary.untrained.get(metric, 0)) }} %) |
+{% for name, said in rows -%}
+| {{ name }} | {{ said }} |
 {% endfor %}
-The best of several checkpoints was chosen on those held-out {{ held_out }}, so these figures are slightly optimistic.
-
+{%- if chosen %}
+The best of several checkpoints was chosen on the held-out {{ held_out }}, so figures on them are slightly optimistic.
+{% endif %}
 ## Open it
 
 {{ opened }}
@@ -79,15 +76,13 @@ def model_card(
     return environment.from_string(_TEMPLATE).render(
         summary=summary,
         recipe=recipe,
-        student=short(recipe.student.init.get("model", recipe.student.config)),
-        sizes=summary["parameters"],
+        rows=[*made_of(summary, recipe, config or {}), *measured(summary)],
         data=short(recipe.data.source),
         kind="photos (without captions)" if recipe.data.bare else "image-text pairs",
         held_out="photos" if recipe.data.bare else "pairs",
+        chosen=recipe.evaluation.best != "last",
         opened=_opened(config or {}),
-        objective=" + ".join(_weighted(name, term.weight) for name, term in recipe.objective.items()),
         licences=dict(licences),
-        before="at the start" if recipe.student.init or recipe.student.inherit else "untrained",
         taught=STARTED if recipe.teachers or recipe.student.init or recipe.student.inherit else FROZEN,
         restricted=", ".join(f"`{name}`" for name in restricted),
     )
@@ -98,14 +93,3 @@ def _opened(config: Mapping[str, Any]) -> str:
         return IRREGULAR
     tower = config.get("model_cfg", {}).get("vision_cfg", {}).get("timm_model_name")
     return OWN_TOWER if tower in lite.default_cfgs else STOCK
-
-
-def short(path: str) -> str:
-    """The last part of a path."""
-    return path.replace("\\", "/").rstrip("/").split("/")[-1]
-
-
-def _weighted(name: str, weight: float | dict[str, float]) -> str:
-    if isinstance(weight, dict):
-        return " + ".join(f"{w:g} {name}/{value}" for value, w in weight.items() if w)
-    return name if weight == 1 else f"{weight:g} {name}"

@@ -36,7 +36,10 @@ def verbs() -> dict[str, Callable[..., Any]]:
         "distill": clipling.distill,
         "compress": clipling.compress,
         "eval": clipling.evaluate,
+        "report": clipling.report,
         "compare": clipling.compare,
+        "predict": clipling.predict,
+        "embed": clipling.embed,
         "bank": clipling.bank,
         "check": clipling.check,
         "show": clipling.show,
@@ -46,7 +49,9 @@ def verbs() -> dict[str, Callable[..., Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 a check failed, 2 a user's mistake, 130 stopped by Ctrl-C (state saved where the verb has any)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["data"] and len(arguments) > 1:
+    if arguments[:1] == ["data"] and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
+        arguments = ["data", "inspect", "--help"]  # the only verb about data
+    if arguments[:1] == ["data"]:
         arguments[:2] = [" ".join(arguments[:2])]  # tyro takes one word for a subcommand
     try:
         name, result, as_json = _call(arguments)

@@ -11,13 +11,15 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from clipling.assess import model_folder
+from clipling.batchsize import KEY as BATCH
+from clipling.batchsize import check_batch, fitted
 from clipling.build import make_evaluators, needs_guide
 from clipling.engine.timing import latencies
 from clipling.errors import UserError
@@ -28,7 +30,7 @@ from clipling.models.build import find_text_folder
 from clipling.models.dual import Student
 from clipling.models.hub import open_student, save_student
 from clipling.recipe import Recipe, load_recipe, with_settings
-from clipling.run import check_batch, open_data, train
+from clipling.run import open_data, train
 from clipling.runfolder import begun_names, locked
 from clipling.starts import check_names, size_wish
 from clipling.store import disk_error, read_json, write_json
@@ -58,6 +60,13 @@ class Plan:
     settings: dict[str, Any]
     teacher_weights: str = ""
     """Hash of the teacher's weights: a resumed compression must not mix two teachers."""
+    to: str = ""
+    """The size as it was asked for, to say it again; plans of before it was kept have none."""
+
+    @property
+    def asked(self) -> str:
+        """The flags that decide the sizes."""
+        return _asked(vars(self))
 
 
 def plan(teacher: str, to: str, method: Method, stages: int, settings: Mapping[str, Any]) -> Plan:
@@ -78,7 +87,13 @@ def plan(teacher: str, to: str, method: Method, stages: int, settings: Mapping[s
     sizes = [round(size - (size - target) * k / stages) for k in range(1, stages + 1)]
     check_sizes = {"manual": _check_cuts, "auto": _check_masks}[method]
     check_sizes(model, to, sizes)
-    return Plan(teacher, method, sizes, size, dict(settings), weights_hash(model_folder(teacher)))
+    return Plan(teacher, method, sizes, size, dict(settings), weights_hash(model_folder(teacher)), to)
+
+
+def _asked(given: Mapping[str, Any]) -> str:
+    stages = len(given.get("parameters") or [])
+    sizes = ", ".join(f"{size:,}" for size in given.get("parameters") or [])
+    return f"--to {given['to']} --stages {stages}" if given.get("to") else f"{sizes} parameters after its {stages} stages"
 
 
 def _check_cuts(model: Student, to: str, sizes: list[int]) -> None:
@@ -116,13 +131,15 @@ def compress(made: Plan, out: Path, *, resume: bool = False, overwrite: bool = F
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"compress runs in one process. Start it without torchrun, or a stage as: clipling train tinyclip_{made.method}")
     say = _silent if quiet else _say
-    with _folder(out, made, resume=resume, overwrite=overwrite):
+    with _folder(out, made, resume=resume, overwrite=overwrite, quiet=quiet) as made:
         if resume and (out / TABLE).is_file():
             return read_json(out / TABLE)
         before, left = "teacher", made.teacher_parameters
         for number, parameters in enumerate(made.parameters, start=1):
             folder = out / f"stage-{number}"
             say(f"\nstage {number} of {len(made.parameters)}: from {left:,} to about {parameters:,} parameters without token rows")
+            if (folder / "summary.json").is_file():
+                say("  already done")
             train(stage_recipe(made, before, parameters, left), folder, resume=resume or folder.is_dir(), quiet=quiet)
             before, left = str(folder), read_json(folder / "summary.json")["parameters"]["total_without_token_rows"]
         say("\nmeasures teacher and students")
@@ -201,8 +218,8 @@ def _row(name: str, model: Student, metrics: Mapping[str, float], times: Mapping
 
 
 @contextlib.contextmanager
-def _folder(out: Path, made: Plan, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """The folder of a compression: never overwritten unasked, resumed with the same plan only.
+def _folder(out: Path, made: Plan, *, resume: bool, overwrite: bool, quiet: bool) -> Iterator[Plan]:
+    """The folder of a compression: never overwritten unasked, resumed with the same plan only. Yields the plan with its batch.
 
     A start that came to nothing, before any stage had its first checkpoint, may be made again in any way.
     """
@@ -218,7 +235,11 @@ def _folder(out: Path, made: Plan, *, resume: bool, overwrite: bool) -> Iterator
     if begun and not (resume or overwrite):
         raise UserError(f"the folder {out} already holds a compression. Use --resume to continue it, --overwrite, or another --out.")
     if begun and resume:
-        _same_plan(read_json(out / PLAN), made, out)
+        held = read_json(out / PLAN)
+        made = _with_batch(made, held.get("settings", {}).get(BATCH))
+        _same_plan(held, made, out)
+    else:
+        made = _fitted(made, quiet)
     if begun and overwrite:
         _check_first_stage(made)  # before anything is lost
     try:
@@ -230,7 +251,21 @@ def _folder(out: Path, made: Plan, *, resume: bool, overwrite: bool) -> Iterator
             if ours:
                 _clear(out)
             write_json(out / PLAN, vars(made))
-        yield
+        yield made
+
+
+def _fitted(made: Plan, quiet: bool) -> Plan:
+    """The plan with a batch that fits where nobody asked for one and the pairs are fewer than the recipe's."""
+    if BATCH in made.settings:
+        return made
+    recipe = with_settings(load_recipe(f"tinyclip_{made.method}"), made.settings)
+    batch = fitted(recipe, len(open_data(recipe.data).train), quiet=quiet).optimiser.batch
+    return _with_batch(made, batch) if batch != recipe.optimiser.batch else made
+
+
+def _with_batch(made: Plan, batch: int | None) -> Plan:
+    """The plan with the batch that was found when it began, unless another is asked for."""
+    return made if batch is None else replace(made, settings={BATCH: batch, **made.settings})
 
 
 def _stages(out: Path) -> list[Path]:
@@ -243,7 +278,7 @@ def _check_first_stage(made: Plan) -> None:
     needs_guide(recipe)
     check_names(recipe)
     opened = open_data(recipe.data)
-    check_batch(recipe.optimiser.batch, len(opened.train), 1)
+    check_batch(recipe.optimiser.batch, len(opened.train), 1)  # one that was asked for
     make_evaluators(recipe, opened.val, {})
     for name, spec in recipe.teachers.items():
         if spec.gate:
@@ -254,9 +289,14 @@ def _same_plan(held: Mapping[str, Any], made: Plan, out: Path) -> None:
     """Refuses to go on with another plan; says which settings differ."""
     if held.get("teacher") == made.teacher and held.get("teacher_weights") != made.teacher_weights:
         raise UserError(f"--resume: the weights of the teacher {made.teacher} are not those that began {out}. Choose another --out.")
+    if held.get("teacher") == made.teacher and held.get("parameters", made.parameters) != made.parameters:
+        raise UserError(
+            f"--resume: the compression in {out} was begun with {_asked(held)}, now it is {made.asked}. "
+            "Resume with the same flags, or choose another --out."
+        )
     then, now = ({**given, **given.get("settings", {})} for given in (held, vars(made)))
     for key in {**now, **then}:
-        if key != "settings" and then.get(key) != now.get(key):
+        if key not in ("settings", "to", "parameters") and then.get(key) != now.get(key):
             raise UserError(
                 f"--resume: the compression in {out} was begun with {key} = {then.get(key, 'its default')}, now it is "
                 f"{now.get(key, 'its default')}. Resume with the same flags, or choose another --out."

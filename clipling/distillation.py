@@ -110,11 +110,11 @@ def captioned(data: str, captions: str, columns: Mapping[str, str], quiet: bool 
     share = float((np.diff(photos.offsets) > 0).mean())
     used = share > 0 and _usable(data, columns)
     if used:
-        said = "the source's are used (--captions ignore leaves them out)"
+        said = "used (--captions ignore leaves them out)"
     elif share:
-        said = f"only {100 * share:.0f} % of the photos have some: not used"
+        said = f"not used: only {100 * share:.0f} % of the photos have some"
     else:
-        said = "the source has none: photos alone are learned from"
+        said = "none: photos alone are learned from"
     if not quiet:
         print(f"captions {said}", file=sys.stderr, flush=True)
     return used

@@ -17,6 +17,9 @@ def text(verb: str, result: Any) -> str:
         "data inspect": _inspect,
         "bank": _plain,
         "compare": _compare,
+        "report": _report,
+        "predict": _predict,
+        "embed": _plain,
         "demo": _demo,
         "check": _check,
         "show": _show,
@@ -44,6 +47,11 @@ def _train(result: Mapping[str, Any]) -> str:
     return "\n\n".join([_head(result), _measured(result), _end(result)])
 
 
+def _about(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the numbers of a run are of; runs of before it was written have none."""
+    return result.get("about") or {}
+
+
 def _head(result: Mapping[str, Any], what: str = "pairs") -> str:
     early = f" (stopped early, best at step {result['best_step']:,})" if result.get("stopped_early") else ""
     return (
@@ -52,20 +60,61 @@ def _head(result: Mapping[str, Any], what: str = "pairs") -> str:
     )
 
 
-def _measured(result: Mapping[str, Any], before: str = "untrained", after: str = "best") -> str:
-    pairs, val = result["val_pairs"], result["val"]
-    rows = [[name, _chance(name, pairs), percent(result["untrained"].get(name, 0.0)), percent(val[name])] for name in in_order(val)]
-    return f"{table([f'on {pairs} pairs held out, %', 'chance', before, after], rows)}{_remark(val, pairs)}"
+def _measured(result: Mapping[str, Any], after: str = "best") -> str:
+    pairs, val, before = result["val_pairs"], result["val"], _about(result).get("before", "untrained")
+    own = {name: value for name, value in val.items() if not name.startswith("watch/")}
+    rows = [[name, _chance(name, pairs), percent(result["untrained"].get(name, 0.0)), percent(own[name])] for name in in_order(own)]
+    shown = table([f"on {pairs} pairs held out, %", "chance", before, after], rows)
+    return f"{shown}{_remark(own, pairs)}\n\n{_best_by(result)}{_watched(result, before, after)}"
 
 
-def _end(result: Mapping[str, Any]) -> str:
+def _best_by(result: Mapping[str, Any]) -> str:
+    """Which figure picked the checkpoint, and stops the run."""
+    by = _about(result).get("best_by", "mean_recall")
+    if by == "last":
+        return "best: the last checkpoint"
+    meant = {"mean_recall": "mean_recall, the mean of all recalls above,"}.get(by, by)
+    patience = _about(result).get("patience")
+    stops = f"; after {patience} evaluations without a higher one the run stops (--patience)" if patience else ""
+    return f"best: the checkpoint with the highest {meant} on what is held out{stops}"
+
+
+def _watched(result: Mapping[str, Any], before: str, after: str) -> str:
+    """The table of sets that were only watched, each with its own size; empty without any."""
+    rows = []
+    for name, value in result["val"].items():
+        if name.startswith("watch/"):
+            size = _watch_size(result, name)
+            counted = next((f"{size[what]:,} {what}" for what in ("pictures", "pairs") if what in size), "")
+            rows.append([name, counted, _watch_chance(name, size), percent(result["untrained"].get(name, 0.0)), percent(value)])
+    return "\n\n" + table(["only watched, %", "on", "chance", before, after], rows) if rows else ""
+
+
+def _watch_size(result: Mapping[str, Any], metric: str) -> Mapping[str, int]:
+    return _about(result).get("watch", {}).get(metric.removeprefix("watch/").rpartition("/")[0], {})
+
+
+def _watch_chance(metric: str, size: Mapping[str, int]) -> str:
+    return _chance(metric.rpartition("/")[2], size.get("pairs"), size.get("classes"))
+
+
+COMPARE = "clipling compare {run} OTHER_RUN    one page about runs of the same pairs"
+
+
+def _end(result: Mapping[str, Any], more: str = "", data: str = "PAIRS_IT_HAS_NOT_SEEN") -> str:
+    """Where the model is, and what to do next: measure it; `more`: the verb's own next step, with {run} for its folder."""
     model = str(result.get("model", "model"))
-    return f"model: {model}\nnext:  clipling eval {model.removesuffix('model').rstrip('/') or model} --data PAIRS_IT_HAS_NOT_SEEN"
+    run = model.removesuffix("model").rstrip("/") or model
+    said = f"model: {model}\nnext:  clipling eval {run} --data {data}"
+    return said + (f"\n       {more.format(run=run)}" if more else "")
 
 
 def _finetune(result: Mapping[str, Any]) -> str:
     """As `train`, against the start; then what WiSE-FT measured between start and tuned weights, and what was forgotten."""
-    return "\n\n".join([_head(result), _measured(result, "start", "kept"), *_shares(result), _end(result)])
+    begun = {**result, "about": {"before": "start", **_about(result)}}
+    after = "kept" if "interpolation" in result else "best"
+    end = _end(result, COMPARE)
+    return "\n\n".join([_head(result), _measured(begun, after), *_shares(result), end])
 
 
 def _shares(result: Mapping[str, Any]) -> list[str]:
@@ -78,7 +127,9 @@ def _shares(result: Mapping[str, Any]) -> list[str]:
         mark = "  <- kept" if row["share"] == found["share"] else ""
         rows.append([f"{row['share']:g}", percent(row["score"]), *(percent(row[name]) for name in watched), mark])
     header = ["share of new weights", "val, %", *watched, ""]
-    said = [table(header, rows), found["reason"]]
+    by = _about(result).get("best_by", "mean_recall")
+    meant = "the mean of all recalls on the pairs held out" if by in ("mean_recall", "last") else f"{by} on the pairs held out"
+    said = [table(header, rows), f"val: {meant}; the watched sets have no say. {found['reason'][:1].upper()}{found['reason'][1:]}."]
     if found["share"] == 0:
         said.append(
             "The model is the start, unchanged: on so few held-out pairs, or after so little training, val does not show that the new "
@@ -91,7 +142,7 @@ AGREEMENTS = ("teacher_cosine", "image_match@1", "text_cosine", "text_match@1", 
 AGREEMENT = """\
 teacher_cosine and text_cosine: how alike student and teacher see one photo, or text; match@1: how often the student's feature is
 nearest to the teacher's of the same; neighbour_match@1: both find the same nearest other photo; text_choice@1: the same nearest text.
-The teacher itself has 100 everywhere."""
+The teacher itself has 100 everywhere, and so has its own text tower, where that is kept, in the text figures of texts alone."""
 
 
 def _distill(result: Mapping[str, Any]) -> str:
@@ -100,10 +151,26 @@ def _distill(result: Mapping[str, Any]) -> str:
     if "neighbour_match@1" not in val:
         return _train(result)
     levels = {"image_match@1": percent(1 / photos), "neighbour_match@1": percent(1 / (photos - 1))}
+    texts = _about(result).get("texts")
+    if texts:
+        levels |= dict.fromkeys(("text_match@1", "text_choice@1"), percent(1 / texts["count"]))
     names = [*(name for name in AGREEMENTS if name in val), *(name for name in val if name not in AGREEMENTS)]
     rows = [[name, levels.get(name, ""), percent(result["untrained"].get(name, 0.0)), percent(val[name])] for name in names]
-    measured = table([f"on {photos} photos held out, %", "chance", "untrained", "best"], rows)
-    return "\n\n".join([_head(result, "photos"), measured + _remark(["recall@1"], photos), AGREEMENT, _end(result)])
+    before = _about(result).get("before", "untrained")
+    measured = table([f"on {photos} photos held out, %", "chance", before, "best"], rows)
+    end = _end(result, data="CLASS_FOLDERS_OR_PAIRS")
+    said = [AGREEMENT, *_texts(texts), _best_by({"about": {"best_by": "teacher_cosine", **_about(result)}})]
+    return "\n\n".join([_head(result, "photos"), measured + _remark(["recall@1"], photos), *said, end])
+
+
+def _texts(texts: Mapping[str, Any] | None) -> list[str]:
+    """On which texts the agreement is measured."""
+    if not texts:
+        return []
+    count = f"{texts['count']:,}"
+    if texts["held_out"]:
+        return [f"The texts are {count} of the list that were kept away from training."]
+    return [f"The texts are the {count} that were trained on: with about 400 or more, a twentieth of them is held out."]
 
 
 def _compress(result: Mapping[str, Any]) -> str:
@@ -123,7 +190,8 @@ def _compress(result: Mapping[str, Any]) -> str:
         f"ms: one picture, one caption, {threads}; mean: of both directions at 1, 5 and 10."
     )
     remark = _remark(result["rows"][0], pairs)
-    return f"{table(header, rows)}\n\n{said}{remark}\n\n{_end({'model': model})}"
+    end = _end({"model": model}, COMPARE)
+    return f"{table(header, rows)}\n\n{said}{remark}\n\n{end}"
 
 
 def _seeds(result: Mapping[str, Any]) -> str:
@@ -167,6 +235,10 @@ def _remark(metrics: Iterable[str], pairs: int | None, split: str = "val") -> st
 
 
 def _eval(result: Mapping[str, Any]) -> str:
+    return _suite(result) if "suite" in result else _one_result(result)
+
+
+def _one_result(result: Mapping[str, Any]) -> str:
     intervals = result.get("intervals") or {}
     pairs, classes = result["size"].get("pairs"), result["size"].get("classes")
     rows = []
@@ -180,6 +252,41 @@ def _eval(result: Mapping[str, Any]) -> str:
     warnings = "".join(f"warning: {line}\n" for line in result.get("warnings") or [])
     head = f"{warnings}{result['model']} on {result['dataset']} ({size})"
     return f"{head}\n\n{table(['metric, %', 'chance', 'value', '95 % interval'], rows)}{_remark(metrics, pairs, 'given')}"
+
+
+def _suite(result: Mapping[str, Any]) -> str:
+    """The headline numbers of a suite, what was skipped and why, the verdict."""
+    from clipling.evals.suite.catalogue import evaluation
+    from clipling.evals.suite.wording import is_fraction, value
+
+    def number(name: str, v: float) -> str:
+        return value(name, v) + (" %" if is_fraction(name) else "")
+
+    rows = []
+    for found in result["results"]:
+        for name in (n for n in evaluation(found["task"]).headline if n in found["metrics"]):
+            ends = found["intervals"].get(name)
+            said = f"{number(name, ends[0])} to {number(name, ends[1])}" if ends else ""
+            rows.append([found["dataset"], found["task"], name, number(name, found["metrics"][name]), said])
+    shown = table(["dataset", "task", "metric", "value", "95 % interval"], rows, words=True)
+    skipped = [f"left out: {s['task']} on {s['dataset']}: {s['reason']}" for s in result["skipped"]]
+    made = f"{result['made']} results made, {result['kept']} kept from before"
+    return "\n\n".join([shown, *(["\n".join(skipped)] if skipped else []), result["verdict"], f"{made}\nreport: {result['report']}"])
+
+
+def _report(result: Mapping[str, Any]) -> str:
+    return f"{result['verdict']}\n\nreport: {result['report']}"
+
+
+def _predict(result: Mapping[str, Any]) -> str:
+    rows = [[row["key"], *(f"{name} {percent(p)} %" for name, p in row["guesses"])] for row in result["first"]]
+    guesses = [f"guess {n}" for n in range(1, len(rows[0]))]
+    counts = sorted(result["classes"].items(), key=lambda pair: -pair[1])
+    said = ", ".join(f"{name} {count:,}" for name, count in counts[:20])
+    left_out = f", {result['bad_rows']} could not be read" if result["bad_rows"] else ""
+    more = f"\n... and {result['pictures'] - len(rows):,} more" if result["pictures"] > len(rows) else ""
+    end = f"\nwritten: {result['out']}" if "out" in result else "\nnext: --out predictions.csv writes all of them"
+    return f"{table(['picture', *guesses], rows, words=True)}{more}\n\n{result['pictures']:,} pictures{left_out}: {said}{end}"
 
 
 def _inspect(result: Mapping[str, Any]) -> str:

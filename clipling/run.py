@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,18 @@ import numpy as np
 import torch
 
 from clipling.adapt.wise_ft import Interpolated, wise_ft
-from clipling.build import make_evaluators, make_guide, make_objective, make_surgeries, make_teachers, needs_guide, open_teachers
-from clipling.card import model_card, short
+from clipling.announce import announce, shown_while_training, sizes_of_watched
+from clipling.batchsize import as_begun, check_batch, fitted, unit
+from clipling.build import (
+    make_evaluators,
+    make_guide,
+    make_objective,
+    make_surgeries,
+    make_teachers,
+    needs_guide,
+    open_teachers,
+    pass_gates,
+)
 from clipling.data import draw
 from clipling.data.loader import TrainBatches
 from clipling.data.pairs import Pairs, hash_bytes
@@ -30,14 +39,12 @@ from clipling.data.split import split
 from clipling.data.views import Augment
 from clipling.engine.batch import BatchMaker
 from clipling.engine.runtime import Runtime, start
-from clipling.engine.stages import spans
 from clipling.engine.trainer import Interrupted, Job, State, Trainer, best_value
 from clipling.environment import environment
 from clipling.errors import UserError
 from clipling.guides.teacher import Teacher
 from clipling.models.dual import Student
-from clipling.models.hub import save_student
-from clipling.models.licences import licences_of
+from clipling.outcome import finish
 from clipling.recipe import Data, Recipe, to_yaml
 from clipling.runfolder import clear, inputs_of, keep_apart, models_of, run_folder, same_inputs
 from clipling.starts import check_names, make_student
@@ -58,12 +65,17 @@ class OpenedPairs:
     """Pairs that are not trained on, because their picture or group is also in the validation source."""
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+def train(
+    recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = False, quiet: bool = False, fit_batch: bool = False
+) -> dict[str, Any]:
     """Trains a recipe into the folder `out` and returns its summary.
 
-    A finished run that is resumed is returned as it is. Raises UserError for an existing folder (without `resume` or `overwrite`), and
-    Interrupted after Ctrl-C, when the state was saved.
+    fit_batch: nobody asked for the recipe's batch, so a smaller one is taken where there are fewer pairs; a run that is resumed
+    keeps the one that it began with. A finished run that is resumed is returned as it is. Raises UserError for an existing folder
+    (without `resume` or `overwrite`), and Interrupted after Ctrl-C, when the state was saved.
     """
+    if fit_batch and resume:
+        recipe = as_begun(recipe, out)
     with start() as runtime, contextlib.ExitStack() as held:
         if runtime.first:
             keep_apart(out, *models_of(recipe))
@@ -71,7 +83,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, overwrite: bool = 
         runtime.wait()
         if resume and (out / "summary.json").is_file():
             return read_json(out / "summary.json")
-        job = make_job(recipe, out, runtime, quiet, resume=resume)
+        job = make_job(recipe, out, runtime, quiet, resume=resume, fit_batch=fit_batch)
         if runtime.first:
             clear(out, resume=resume, overwrite=overwrite)  # only now, when nothing of the new run can be refused any more
             write_inputs(job, out)
@@ -145,21 +157,10 @@ def without_held_out(source: Pairs, val: Pairs) -> np.ndarray:
     return rows
 
 
-def check_batch(batch: int, pairs: int, world: int) -> None:
-    """Refuses a batch that cannot be drawn or divided; the one that is proposed instead always can."""
-    if batch % world:
-        raise UserError(f"optimiser.batch = {batch} cannot be divided among {world} processes")
-    if batch <= pairs:
-        return
-    smallest = max(2, world)
-    proposed = max(smallest, pairs // 4 // world * world)
-    if proposed > pairs:
-        raise UserError(f"training pairs: {pairs}; a step needs at least {smallest}, and learning many more. Give more pairs.")
-    raise UserError(f"optimiser.batch = {batch} is larger than the {pairs} training pairs. Use --batch {proposed} or give more pairs.")
-
-
-def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *, resume: bool = False) -> Job:
+def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *, resume: bool = False, fit_batch: bool = False) -> Job:
     """Everything the trainer needs; nothing is written to `out`. The first process prepares what is cached, the others then find it.
+
+    fit_batch: see `train`; the job's recipe has the batch that was taken.
 
     Raises UserError when `out` is resumed with other pairs than those that began it.
     """
@@ -172,21 +173,25 @@ def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *
     opened = open_data(recipe.data)
     if resume and runtime.first:
         same_inputs(out, inputs_of(opened.train, opened.val))
-    check_batch(recipe.optimiser.batch, len(opened.train), runtime.world)
+    silent = quiet or not runtime.first
+    if fit_batch:
+        recipe = fitted(recipe, len(opened.train), runtime.world, silent)
+    check_batch(recipe.optimiser.batch, len(opened.train), runtime.world, unit(recipe))
     evaluators = make_evaluators(recipe, opened.val, models)  # before what takes long: a watched source may be mistyped
+    pass_gates(recipe, models, opened.train, runtime, silent)
     student = make_student(recipe, opened.train, models).to(runtime.device)
     augment = Augment(scale=recipe.data.crop, flip=recipe.data.flip, views=view_count(recipe))
-    guide = make_guide(recipe, opened.source, opened.train, augment, quiet or not runtime.first)
-    teachers = make_teachers(recipe, models, opened.train, augment, runtime, quiet or not runtime.first)
+    guide = make_guide(recipe, opened.source, opened.train, augment, silent)
+    teachers = make_teachers(recipe, models, opened.train, augment, runtime, silent)
     objective = make_objective(recipe, student, guide, teachers).to(runtime.device)
     batches = make_batches(recipe, opened.train, student, augment, runtime, teachers)
     if runtime.first:
         runtime.wait()
     links = opened.train.links() if recipe.data.mask_false_negatives else None
     maker = BatchMaker(links, [guide] if guide else [], runtime, teachers)
-    job = Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet, surgeries)
-    job.opened = opened  # type: ignore[attr-defined]
-    return job
+    tells = shown_while_training(len(opened.val), sizes_of_watched(evaluators))
+    sizes = {name: model.sizes()["total_without_token_rows"] for name, model in models.items()}
+    return Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet, surgeries, tells, opened, sizes)
 
 
 def view_count(recipe: Recipe) -> int:
@@ -209,7 +214,7 @@ def make_batches(
 
 def write_inputs(job: Job, out: Path) -> None:
     """What the run is made from, written before the first step."""
-    opened: OpenedPairs = job.opened  # type: ignore[attr-defined]
+    opened: OpenedPairs = job.opened
     atomic_write(out / "recipe.yaml", to_yaml(job.recipe))
     write_json(out / "inputs.json", inputs_of(opened.train, opened.val))
     write_json(out / "environment.json", environment())
@@ -219,104 +224,25 @@ def write_inputs(job: Job, out: Path) -> None:
         write_json(out / "guides.json", guide.describe(opened.train))  # type: ignore[attr-defined]
 
 
-def announce(job: Job) -> None:
-    """What is about to happen, in a few lines, before the first step."""
-    if job.quiet:
-        return
-    opened: OpenedPairs = job.opened  # type: ignore[attr-defined]
-    recipe, sizes = job.recipe, job.student.sizes()
-    steps = spans(recipe.stages, job.batches.steps_per_epoch, recipe.max_steps)[-1].end
-    lines = [
-        f"{what_there_is(opened.train)}, {len(opened.val):,} held out",
-        f"student  {recipe.student.init.get('model', recipe.student.config)}: {sizes['total_without_token_rows'] / 1e6:.2f} M parameters"
-        f" and {sizes['token_rows'] / 1e6:.2f} M in token rows",
-        f"budget   {steps:,} steps of {recipe.optimiser.batch} pairs = {steps * recipe.optimiser.batch:,} samples seen",
-    ]
-    if len(opened.source.problems):
-        lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
-    skipped = recipe.stages[len(spans(recipe.stages, job.batches.steps_per_epoch, recipe.max_steps)) :]
-    if any(stage.surgery for stage in skipped):
-        lines.append(f"note     max_steps ends before stage {skipped[0].name!r}: the student keeps the size that it starts with")
-    if opened.left_out:
-        lines.append(f"         {opened.left_out:,} training pairs left out: also in the validation source (picture or group)")
-    print("\n".join(lines), file=sys.stderr, flush=True)
-
-
 def interpolate(job: Job, state: State) -> Interpolated | None:
     """Leaves the student at the share of its tuned weights that val chooses; the metrics of that share become the run's."""
     recipe = job.recipe
     if not recipe.evaluation.interpolate:
         return None
-    start = make_student(recipe, job.opened.train, open_teachers(recipe)).state_dict()  # type: ignore[attr-defined]
+    start = make_student(recipe, job.opened.train, open_teachers(recipe)).state_dict()
     measure = lambda student: {name: float(value) for run in job.evaluators for name, value in run(student)}  # noqa: E731
     score = lambda metrics: best_value(metrics, "mean_recall" if recipe.evaluation.best == "last" else recipe.evaluation.best)  # noqa: E731
-    found = wise_ft(job.student, start, recipe.evaluation.interpolate, measure, score, len(job.opened.val))  # type: ignore[attr-defined]
+    found = wise_ft(job.student, start, recipe.evaluation.interpolate, measure, score, len(job.opened.val))
     row = next(row for row in found.rows if row["share"] == found.chosen)
     state.best = {name: value for name, value in row.items() if name not in ("share", "score")}
     return found
 
 
-def what_there_is(pairs: Pairs) -> str:
-    """`pairs    5,786 for training (5.0 captions each)`, or photos, with or without texts."""
-    if not pairs.unpaired:
-        return f"pairs    {len(pairs):,} for training ({len(pairs.captions) / len(pairs):.1f} captions each)"
-    texts = f"beside {len(pairs.captions):,} texts" if any(pairs.captions) else "without captions"
-    return f"photos   {len(pairs):,} for training, {texts}"
-
-
-def finish(job: Job, state: State, interpolated: Interpolated | None = None) -> dict[str, Any]:
-    """Saves the model and the summary; the summary is the sign that the run is done."""
-    opened: OpenedPairs = job.opened  # type: ignore[attr-defined]
-    summary = {
-        "name": job.recipe.name,
-        "seed": job.recipe.seed,
-        "data": job.recipe.data.source,
-        "train_pairs": len(opened.train),
-        "val_pairs": len(opened.val),
-        "steps": state.step,
-        "samples_seen": state.step * job.recipe.optimiser.batch,
-        "seconds": round(state.seconds, 1),
-        "threads": torch.get_num_threads(),
-        "processes": job.runtime.world,
-        "skipped_steps": state.skipped,
-        "best_step": state.best_step,
-        "val": state.best,
-        "untrained": state.untrained,
-        "parameters": job.student.sizes(),
-        "stopped_early": state.stopped_early,
-    }
-    if interpolated is not None:
-        summary["interpolation"] = {"share": interpolated.chosen, "reason": interpolated.reason, "rows": interpolated.rows}
-    licences, restricted = licences_of_run(job)
-    summary["licences"] = licences
-    if restricted:
-        print(f"warning: the weights of {', '.join(restricted)} may not be used commercially, nor what is made from them", file=sys.stderr)
-    save_student(job.student, job.folder / "model", card=model_card(summary, job.recipe, licences, restricted, job.student.config))
-    write_json(job.folder / "summary.json", summary)
-    return summary
-
-
-def licences_of_run(job: Job) -> tuple[dict[str, str], list[str]]:
-    """Licences of everything that taught the student or that its weights started from, and the names of those that restrict its use."""
-    licences: dict[str, str] = {}
-    restricted: list[str] = []
-    for guide in job.make_batch.guides:
-        licences |= guide.licences  # type: ignore[attr-defined]
-    student, inherit = job.recipe.student, job.recipe.student.inherit
-    models = [teacher.model for teacher in job.recipe.teachers.values()]
-    models += [spec for spec in (inherit.source, inherit.text_source) if spec and spec not in job.recipe.teachers] if inherit else []
-    models += [student.init["model"]] if student.init.get("model", "") not in ("", *job.recipe.teachers) else []
-    for spec in dict.fromkeys(models):
-        for name, licence in licences_of(spec).items():
-            licences[short(name)] = licence.text
-            restricted += [short(name)] if licence.restricted else []
-    return licences, list(dict.fromkeys(restricted))
-
-
 def threads(count: int | None) -> None:
-    """Number of threads of torch; by default one a core that this process may use."""
+    """Number of threads of torch; by default what OMP_NUM_THREADS says, or one a core that this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    torch.set_num_threads(count or allowed)
+    wished = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested levels: the first is the outermost
+    torch.set_num_threads(count or (int(wished) if wished.isdigit() and int(wished) else allowed))
 
 
-__all__ = ["Interrupted", "train"]
+__all__ = ["Interrupted", "check_batch", "train"]

@@ -26,7 +26,23 @@ ORDER = [
     "adapt",
     "evals",
 ]
-ORDER += ["card", "starts", "build", "runfolder", "run", "assess", "recipes", "distillation", "compression"]
+ORDER += [
+    "card_rows",
+    "card",
+    "starts",
+    "build",
+    "runfolder",
+    "batchsize",
+    "announce",
+    "outcome",
+    "run",
+    "assess",
+    "suites",
+    "files",
+    "recipes",
+    "distillation",
+    "compression",
+]
 ORDER += ["printing", "walkthrough", "verbs", "cli", "__main__"]
 # recipe.py loads named recipes and users' files when asked to: imports inside functions, the other way round on purpose.
 LATE = {("recipe", "recipes"), ("recipe", "objectives")}

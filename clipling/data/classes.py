@@ -74,12 +74,12 @@ def open_labelled(
     *,
     max_bad: float = 0.1,
 ) -> LabelledImages:
-    """Images with classes: a folder with one folder a class, CLIP_benchmark's layout, tars with `.cls`, `demo:emoji`.
+    """Images with classes: a folder with one folder a class, CLIP_benchmark's layout, tars with `.cls`, a demo.
 
     CLIP_benchmark's layout is `classnames.txt` and, in the folder `test`, `nshards.txt` and `0.tar`, ... with `.cls`.
 
     Args:
-        spec: the folder, the tars, or `demo:emoji`.
+        spec: the folder, the tars, `demo:emoji`, or `demo:toyworld` with knobs.
         classes: class names, or a file with one a line, in the order of the labels (of class folders: their sorted
             names); or a `.json` object from folder name to class name. Without it, class folders name the classes.
         templates: prompts with `{c}` for the class name (`{}` will do), or a file with one a line.
@@ -89,7 +89,7 @@ def open_labelled(
         UserError: no classes, names that do not fit the labels, templates without `{c}`, too many bad images.
     """
     if str(spec).strip().startswith("demo:"):
-        return _demo(source.demo_split(str(spec).strip()), classes, templates)
+        return _demo(str(spec).strip(), classes, templates)
     kind, paths = source.resolve(str(spec).strip())
     folder = Path(os.path.abspath(Path(spec).expanduser()))
     benchmark = _benchmark(folder)
@@ -108,7 +108,7 @@ def open_labelled(
         raise UserError(f"{spec} has no classes. Give a folder with one folder a class, or CLIP_benchmark's layout.")
     if templates is None:
         templates = prompts if prompts is not None and prompts.is_file() else DEFAULT_TEMPLATES
-    return _examined(str(spec), readings, names, _templates(templates), max_bad)
+    return _examined(str(spec), readings, names, read_templates(templates), max_bad)
 
 
 def is_labelled(spec: str) -> bool:
@@ -127,11 +127,18 @@ def is_labelled(spec: str) -> bool:
     return found["images"] > 0 and found["captions"] == 0
 
 
-def _demo(split: str | None, classes: object, templates: object) -> LabelledImages:
+def _demo(spec: str, classes: object, templates: object) -> LabelledImages:
+    split = None if source.is_toyworld(spec) else source.demo_split(spec)
+    if classes is not None or templates is not None:
+        raise UserError(f"{spec.partition('?')[0].partition('/')[0]} has its own classes and templates: leave these options out")
+    if source.is_toyworld(spec):
+        from clipling.data.toyworld import open_world_labelled, parse_world
+
+        labelled, _ = open_world_labelled(parse_world(spec))
+        labelled.name = spec
+        return labelled
     from clipling.data.emoji import emoji_zero_shot
 
-    if classes is not None or templates is not None:
-        raise UserError("demo:emoji has its own classes and templates: leave these options out")
     return emoji_zero_shot((split or "test",))
 
 
@@ -209,11 +216,12 @@ def _names(classes: Sequence[str] | Path | str, folders: Sequence[str] = ()) -> 
         if missing or not folders:
             raise UserError(f"{classes} must be an object from each class folder to its name; missing: {missing[:5]}")
         return [str(table[name]) for name in folders]
-    return _lines(classes)
+    return read_lines(classes)
 
 
-def _templates(templates: Sequence[str] | Path | str) -> list[str]:
-    lines = _lines(templates) if isinstance(templates, (str, Path)) else list(templates)
+def read_templates(templates: Sequence[str] | Path | str) -> list[str]:
+    """Prompts with `{c}` for the class name, as given or from a file with one a line. Raises UserError for one without a place."""
+    lines = read_lines(templates) if isinstance(templates, (str, Path)) else list(templates)
     lines = [line.replace("{}", "{c}") for line in lines]
     wrong = [line for line in lines if "{c}" not in line]
     if wrong or not lines:
@@ -221,7 +229,8 @@ def _templates(templates: Sequence[str] | Path | str) -> list[str]:
     return lines
 
 
-def _lines(path: Path | str) -> list[str]:
+def read_lines(path: Path | str) -> list[str]:
+    """The lines of a UTF-8 file, without blanks around them and without empty ones. Raises UserError when there is none."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:

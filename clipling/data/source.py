@@ -1,4 +1,4 @@
-"""Opens a source by its spec: a folder, a table, JSON lines, parquet, webdataset tars, `demo:emoji`, or several."""
+"""Opens a source by its spec: a folder, a table, JSON lines, parquet, webdataset tars, a demo, or several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clipling.errors import UserError, near
 _TABLES = (".csv", ".tsv")
 _JSON_LINES = (".jsonl", ".ndjson")
 _IN_FOLDER = ("captions.csv", "captions.tsv", "metadata.jsonl", "captions.jsonl", "metadata.csv", "metadata.parquet")
-_KINDS = "a folder, .csv, .tsv, .jsonl, .parquet, .tar (with ranges such as {00000..00005}), or demo:emoji"
+_KINDS = "a folder, .csv, .tsv, .jsonl, .parquet, .tar (with ranges such as {00000..00005}), demo:emoji or demo:toyworld"
 
 
 def open_pairs(
@@ -38,7 +38,7 @@ def open_pairs(
     """The pairs of a source; every image is looked at once, and the index that this makes is kept.
 
     Args:
-        spec: a folder, a file, tars with brace ranges, `demo:emoji`, or several of these joined by `::`.
+        spec: a folder, a file, tars with brace ranges, `demo:emoji`, `demo:toyworld?pairs=2000&seed=3`, or several joined by `::`.
         image_column, caption_column: columns (or JSON fields, `lang.de` for nested ones) where their names say little.
         group: the column or field of what stays on one side of a split, such as a product.
         separator: of CSV, where it is not found out: `tab`, `comma`, `semicolon`, `pipe` or a character.
@@ -72,21 +72,33 @@ def check_usable(problems: Problems, good: int, max_bad: float) -> None:
 
 
 DEMO = ("demo:emoji", "demo:emoji/train", "demo:emoji/val", "demo:emoji/test")
+TOYWORLD = "demo:toyworld"
+
+
+def is_toyworld(spec: str) -> bool:
+    """Whether a spec is a ToyWorld's, with knobs behind `?` or without."""
+    return spec.partition("?")[0] == TOYWORLD
 
 
 def demo_split(spec: str) -> str | None:
     """`test` of `demo:emoji/test`, None of `demo:emoji`. Raises UserError for what is not there."""
     if spec not in DEMO:
-        raise UserError(f"there is no {spec!r}. {near(spec, DEMO)}")
+        raise UserError(f"there is no {spec!r}. {near(spec, (*DEMO, TOYWORLD))}")
     return spec.partition("/")[2] or None
 
 
 def _open_demo(spec: str, options: Options) -> Pairs:
-    wanted = demo_split(spec)
-    from clipling.data.emoji import open_emoji
-
+    wanted = _check_demo(spec)
     if options != Options(captions_optional=options.captions_optional):
         raise UserError(f"{spec} has its own columns and groups: leave the options for columns out")
+    if is_toyworld(spec):
+        from clipling.data.toyworld import open_world, parse_world
+
+        pairs = open_world(parse_world(spec))
+        pairs.name = spec
+        return pairs
+    from clipling.data.emoji import open_emoji
+
     pairs = open_emoji()
     if wanted is None:
         return pairs
@@ -95,10 +107,20 @@ def _open_demo(spec: str, options: Options) -> Pairs:
     return part
 
 
+def _check_demo(spec: str) -> str | None:
+    """The split that a demo's spec names, or None. Raises UserError for a demo, split or knob that is not there."""
+    if not is_toyworld(spec):
+        return demo_split(spec)
+    from clipling.data.toyworld_world import parse_world
+
+    parse_world(spec)
+    return None
+
+
 def resolve(part: str) -> tuple[str, list[Path]]:
     """(kind, files) of one part of a spec. Raises UserError for what is missing or is not a source."""
     if part.startswith("demo:"):
-        demo_split(part)
+        _check_demo(part)
         return "demo", [Path(part)]
     if not part:
         raise UserError(f"the source has an empty part. Give {_KINDS}; several are joined by '::'")
@@ -237,7 +259,9 @@ def _read(kind: str, paths: list[Path], options: Options) -> list[Reading]:
             pairs = _open_demo(paths[0].as_posix(), Options())
             files = sorted({location.path for location in pairs.locations})
             rows = [pairs.row(i) for i in range(len(pairs))]
-            return [Reading("demo-emoji", rows, pairs.problems, files)]
+            # Tars of a world lie in a folder of its own, whose name tells two worlds apart.
+            origin = Path(files[0]).parent.name if is_toyworld(paths[0].as_posix()) else "demo-emoji"
+            return [Reading(origin, rows, pairs.problems, files)]
         if kind == "tar":
             return read_shards(paths, options)
         reader = {"table": read_table, "jsonl": read_jsonl, "parquet": read_parquet, "folder": read_folder}[kind]

@@ -28,6 +28,7 @@ from clipling.models.dual import Student
 from clipling.objectives.term import Objective
 from clipling.recipe import Recipe
 from clipling.store import atomic_produce
+from clipling.surgery.prune import what_was_cut
 
 Evaluator = Callable[[Student], Iterable[tuple[str, float]]]
 Surgery = Callable[[Student, Objective], Student]
@@ -56,6 +57,12 @@ class Job:
     quiet: bool = False
     surgeries: dict[int, Surgery] = field(default_factory=dict)
     """What is done to the student before a stage, by the stage's number."""
+    tells: Callable[[str], bool] = lambda name: name.endswith(("@10", "acc1", "teacher_cosine", "match@1"))
+    """Which metrics belong into a line of progress."""
+    opened: Any = None
+    """The pairs of the run (clipling.run.OpenedPairs), for what is written about them."""
+    teacher_sizes: dict[str, int] = field(default_factory=dict)
+    """Parameters of the teachers without token rows, by name."""
 
 
 @dataclass
@@ -86,6 +93,7 @@ class Trainer:
         self.last = self.spans[-1].end
         self.every = max(1, round(recipe.evaluation.every * self.per_epoch))
         self.optimiser: torch.optim.Optimizer | None = None
+        self.stage = self.spans[0].stage.name
         job.runtime.same_start(job.student)
         job.runtime.same_start(job.objective)
         self.stepper, self.ema = self._stepper(), self._average()
@@ -124,6 +132,7 @@ class Trainer:
         return self.state
 
     def _train(self, span: Span, saved: dict | None, stopped: threading.Event) -> None:
+        self.stage = span.stage.name
         if self.state.step == span.begin:
             self._begin(span)
         student, recipe, frozen = self.job.student, self.job.recipe, span.stage.freeze
@@ -157,11 +166,14 @@ class Trainer:
         if self.job.runtime.first:
             before = {"student": self.job.student.state_dict(), "objective": self.job.objective.state_dict()}
             atomic_produce(self._before(span), lambda path: torch.save(before, path))
+        before_surgery = self.job.student
         self._change(span)
         if surgery is not None:  # weights of other shapes cannot be compared with those of now, nor loaded into the student
             self.state.best_value, self.state.best_step, self.state.without_gain, self.state.best = -math.inf, 0, 0, {}
             sizes = self.job.student.sizes()["total_without_token_rows"]
             self.progress.line(f"{self.job.recipe.name}: stage {span.stage.name}: the student has {sizes:,} parameters without token rows")
+            for line in what_was_cut(before_surgery, self.job.student):
+                self.progress.line(f"         {line}")
             self._best_path.unlink(missing_ok=True)
             self._evaluate("surgery")
 
@@ -263,13 +275,19 @@ class Trainer:
                     atomic_produce(self._best_path, lambda path: torch.save(student.state_dict(), path))
             assert self.metrics is not None
             self.metrics.write(kind=kind, **self._where(), metrics=metrics)
-            shown = ", ".join(f"{n} {100 * v:.1f}" for n, v in metrics.items() if n.endswith(("@10", "acc1", "teacher_cosine", "match@1")))
-            self.progress.line(f"{self.job.recipe.name}: epoch {state.step / self.per_epoch:.1f}: {shown}")
+            shown = ", ".join(f"{n} {100 * v:.1f}" for n, v in metrics.items() if self.job.tells(n))
+            self.progress.line(f"{self.job.recipe.name}{self._stage_named(kind)}: epoch {state.step / self.per_epoch:.1f}: {shown}")
         else:
             metrics = {}
         student.train()
         self.job.runtime.wait()
         return metrics
+
+    def _stage_named(self, kind: str) -> str:
+        """Which of several stages a line of progress is about."""
+        if len(self.spans) == 1:
+            return ""
+        return f", {self.stage}" + (" begins" if kind == "surgery" else "")
 
     @property
     def _best_path(self) -> Path:

@@ -49,4 +49,6 @@ def remark(metrics: Iterable[str], pairs: int | None, split: str = "val") -> str
     if not ks:
         return ""
     names = " and ".join(f"recall@{k}" for k in ks)
-    return f"With {pairs} pairs, chance alone is above {100 * MOST:.0f} % at {names}: judge by {judged(pairs)} or below."
+    best = judged(pairs)
+    lower = " or below" if best != f"recall@{min(KS)}" else ""
+    return f"With {pairs} pairs, chance alone is above {100 * MOST:.0f} % at {names}: judge by {best}{lower}."

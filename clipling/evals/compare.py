@@ -44,13 +44,14 @@ def compare(
     """
     if not runs:
         raise UserError("compare needs at least one run folder")
-    found = arms([read_run(folder) for folder in runs])
+    comparable, left_out = _comparable([read_run(folder) for folder in runs], test)
+    found = arms(comparable)
     base = baseline_of(found, baseline)
     found = _ordered(found, base)
     sources, notes = _sources(found, test, pairs, pictures)
     evaluator = Retrieval(sources.measured) if sources.measured is not None else None
     measured = measure(found, evaluator) if evaluator else {}
-    notes += _mismatches(found, measured, sources) + _chosen_here(found, sources)
+    notes = left_out + notes + _mismatches(found, measured, sources) + _chosen_here(found, sources)
     rows = [_row(arm, base, measured) for arm in found]
     ready = _references(references, sources)
     verdict = judge(rows, base, ready, notes, sources.count, sources.split)
@@ -58,6 +59,22 @@ def compare(
     path = Path(out) if Path(out).suffix == ".html" else Path(out) / "report.html"
     write_report(path, rows, verdict, ready, sources, exhibits, credits)
     return _as_json(rows, verdict, sources, path)
+
+
+def _comparable(runs: Sequence[Run], test: Any) -> tuple[list[Run], list[str]]:
+    """The runs that have recall, or whose model can be measured on `test`; notes on the others. UserError when none is left."""
+    kept = [run for run in runs if all(name in run.summary["val"] for name in METRICS) or (test is not None and run.model)]
+    if not kept:
+        raise UserError(
+            "compare: no run has recall of captions, which is what is compared (runs on bare photos measure how well they agree with "
+            "their teacher). Measure each with `clipling eval RUN --data PAIRS`, or give runs that were trained on pairs."
+        )
+    left_out = [run for run in runs if all(run is not other for other in kept)]
+    return kept, [
+        f"{run.folder.name} ({run.name}) is left out: it has no recall of captions, as runs on bare photos do not; `clipling eval` "
+        "measures it on pairs."
+        for run in left_out
+    ]
 
 
 def _ordered(found: list[Arm], base: Arm | None) -> list[Arm]:

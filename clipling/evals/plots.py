@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,22 @@ def mean_line(curves_of_seeds: Sequence[tuple[Sequence[float], Sequence[float]]]
 def colour(number: int) -> str:
     """The CSS colour of an arm."""
     return f"var(--arm-{number % COLOURS})"
+
+
+def svg(draw: Callable[[Any], None], name: str, inches: tuple[float, float]) -> str:
+    """What `draw` puts on matplotlib axes, as an SVG element of this page's look, for plots that are drawn elsewhere.
+
+    Its colours are `stand_in(number)`, INK, FAINT and PAPER; `name` must differ between plots of one page.
+    """
+    with warnings.catch_warnings():
+        # Text stays text: a glyph that matplotlib's own font lacks is drawn by the reader's.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        return _svg(draw, name, inches)
+
+
+def stand_in(number: int) -> str:
+    """What to draw with for a model of this colour number."""
+    return _stand_in(number)
 
 
 def _stand_in(number: int) -> str:

@@ -17,7 +17,11 @@ from clipling.store import read_json, write_json
 
 RETRIEVAL = "zeroshot_retrieval"
 CLASSIFICATION = "zeroshot_classification"
-TASKS = (RETRIEVAL, CLASSIFICATION)
+SUITE_TASKS = (
+    RETRIEVAL, CLASSIFICATION, "linear_probe", "knn", "queries", "descriptions", "calibration", "corruptions", "outside",
+    "prompt_sensitivity", "backgrounds", "attacks", "compositionality", "geometry", "cost",
+)  # fmt: skip
+TASKS = SUITE_TASKS
 
 
 @dataclass(kw_only=True)
@@ -45,6 +49,16 @@ class Result:
     """95 % bootstrap intervals over pairs, by metric."""
     warnings: list[str] = field(default_factory=list)
     """What makes the numbers worth less, such as pictures that the model was trained on."""
+    spec: str = ""
+    """The source as the user wrote it."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the evaluator, with its version."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Curves, tables and rows for a report."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know to read the numbers."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """How to make the number again: command, date, packages, machine, seconds."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -82,7 +96,7 @@ def read_result(path: Path) -> Result:
     if missing:
         raise UserError(f"{path} is not a result file: {', '.join(missing)} is missing. Expected what `clipling eval` writes.")
     if content["task"] not in TASKS:
-        raise UserError(f"{path}: task is {content['task']!r}; clipling reads {' and '.join(TASKS)}")
+        raise UserError(f"{path}: task is {content['task']!r}; clipling reads {', '.join(TASKS)}")
     known = {name: content[name] for name in Result.__dataclass_fields__ if content.get(name) is not None}
     known["metrics"] = _our_names(content["metrics"])
     known["intervals"] = {name: tuple(pair) for name, pair in known.get("intervals", {}).items()}

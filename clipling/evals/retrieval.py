@@ -180,4 +180,6 @@ def nearest(queries: np.ndarray | torch.Tensor, candidates: np.ndarray | torch.T
 
 def _rows(features: np.ndarray | torch.Tensor) -> torch.Tensor:
     """fp64 rows on the CPU."""
-    return torch.as_tensor(features).detach().cpu().to(torch.float64)
+    if isinstance(features, torch.Tensor):
+        return features.detach().cpu().to(torch.float64)
+    return torch.from_numpy(np.array(features, dtype=np.float64))  # a copy: features in a file are not writable

@@ -62,6 +62,8 @@ def read_run(folder: Path | str) -> Run:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give the run folders that `clipling train --out RUN` made.")
     if not (folder / "summary.json").is_file():
+        if (folder / "compress.json").is_file():
+            return read_run(_last_stage(folder))
         if (folder / "recipe.yaml").is_file():
             raise UserError(f"the run {folder} has not finished (no summary.json). Continue it with --resume, then compare.")
         raise UserError(f"{folder} is not a run folder: it has no summary.json and no recipe.yaml")
@@ -81,6 +83,14 @@ def read_run(folder: Path | str) -> Run:
         guides=_json_or_empty(folder / "guides.json"),
         results=read_results(folder / "eval"),
     )
+
+
+def _last_stage(folder: Path) -> Path:
+    """The run of the last stage of a compression. Raises UserError while it has not finished."""
+    stages = {int(path.name[6:]): path for path in folder.glob("stage-*") if path.name[6:].isdigit()}
+    if not (folder / "table.json").is_file() or not stages:
+        raise UserError(f"the compression {folder} has not finished (no table.json). Continue it with --resume, then compare.")
+    return stages[max(stages)]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -147,7 +147,8 @@ def gate(name: str, model: Student, pairs: Pairs, spec: str) -> dict[str, float]
 
     TinyCLIP's users trained for days under a teacher that knew nothing (microsoft/Cream issues 215, 250). A teacher passes when pure
     chance would do as well less than once in ten thousand times; fewer than 8 different pairs say nothing. name: the recipe's; spec:
-    what was opened as `model`. Returns `image_to_text`, `text_to_image` and `chance`.
+    what was opened as `model`. Returns `image_to_text`, `text_to_image`, `chance` and
+    `pairs`, how many were asked about.
     """
     subset = pairs.subset(_different(pairs))
     count = len(subset)
@@ -161,9 +162,10 @@ def gate(name: str, model: Student, pairs: Pairs, spec: str) -> dict[str, float]
         raise UserError(
             f"the teacher {spec} finds the right caption for {100 * found['image_to_text']:.1f} % and the right picture for "
             f"{100 * found['text_to_image']:.1f} % of {count} training pairs; chance is {100 / count:.1f} %. It has nothing to teach about "
-            f"these pairs. Choose another teacher (or fine-tune it first: `clipling finetune`), or set teachers.{name}.gate=false."
+            f"these pairs. Choose another teacher (or fine-tune it first: `clipling finetune`), or learn from it all the same: "
+            f"--set teachers.{name}.gate=false"
         )
-    return {**found, "chance": 1 / count}
+    return {**found, "chance": 1 / count, "pairs": count}
 
 
 def _different(pairs: Pairs) -> np.ndarray:

@@ -27,6 +27,11 @@ from clipling.surgery.shapes import EMBED, Layout, counts, unit_scores
 
 Width = Literal["position", "magnitude", "first_order"]
 WIDTHS = ("position", "magnitude", "first_order")
+WIDTH_RULES = {
+    "position": "of channels, heads and units the first are kept (--width position)",
+    "magnitude": "of channels, heads and units those of the largest weights are kept (--width magnitude)",
+    "first_order": "of channels, heads and units those that matter most to the loss are kept (--width first_order)",
+}
 # What a smaller member of a family may have otherwise; everything else in vision_cfg and text_cfg changes the function.
 VISION_SIZES = {"layers", "width", "mlp_ratio", "image_size", "patch_dropout", "timm_model_name", "timm_drop", "timm_drop_path"}
 TEXT_SIZES = {"layers", "width", "heads", "mlp_ratio", "context_length", "hf_model_name", "hf_tokenizer_name", "hf_model_pretrained"}
@@ -51,9 +56,10 @@ class Report:
     def lines(self) -> list[str]:
         """The report for people."""
         size, whole = self.sizes["total_without_token_rows"], self.source_sizes["total_without_token_rows"]
-        out = [f"{size:,} parameters without token rows, {size / whole:.1%} of the source's {whole:,}"]
+        out = [f"{size:,} parameters without token rows, {size / whole:.1%} of the source's {whole:,}; {WIDTH_RULES[self.image.rule]}"]
         for side, cut in (("image", self.image), ("text", self.text)):
-            out.append(f"{side} tower: {cut.inherited:,} elements inherited, 0 fresh; units kept by {cut.rule}")
+            counted = "token rows and buffers included" if side == "text" else "buffers included"
+            out.append(f"{side} tower: all its {cut.inherited:,} numbers ({counted}) come from the source")
             out += [f"  {line}" for line in cut.lines()]
         return out + [f"{name} is fresh: {why}" for name, why in self.fresh.items()]
 

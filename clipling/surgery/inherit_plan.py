@@ -54,6 +54,33 @@ def kept_layers(given: int, own: int, depth: Depth) -> list[int]:
     return [i * step for i in range(own)]
 
 
+# What people are told of the sets of units, whose names the layouts give.
+WORDS = {
+    "hidden": "hidden channels",
+    "heads": "attention heads",
+    "mlp": "MLP units",
+    EMBED: "dimensions of the shared space",
+    POSITIONS: "text positions",
+    **dict.fromkeys(("narrow", "middle", "expanded", "squeezed"), "channels inside blocks"),
+    **dict.fromkeys(("stem", "stem1", "stem2", "stem3"), "channels of the stem"),
+    "features": "channels before pooling",
+    "projection": "units of the projection",
+}
+
+
+def _words(name: str) -> str:
+    last = name.split(" ")[0].split(".")[-1]
+    return WORDS.get(last, "channels between blocks")
+
+
+def _of_layers(kept: list[int], among: int) -> str:
+    """`2 of 4 layers (0 and 2, counted from 0)`, or `all 4 layers`."""
+    if len(kept) == among:
+        return f"all {among} layers"
+    numbers = " ".join(map(str, kept))
+    return f"{len(kept)} of {among} layers (number{'s' * (len(kept) > 1)} {numbers}, counted from 0)"
+
+
 @dataclass
 class TowerCut:
     """What one tower got: layers by stage, units by set (those of the target's layers, by the target's names)."""
@@ -71,15 +98,14 @@ class TowerCut:
         if [len(kept) for kept in self.layers] == self.of_layers:
             out = [f"all {sum(self.of_layers)} layers"]
         else:
-            out = [f"layers {' '.join(map(str, kept))} of {among}" for kept, among in zip(self.layers, self.of_layers)]
+            out = [_of_layers(kept, among) for kept, among in zip(self.layers, self.of_layers)]
         totals: dict[str, list[int]] = {}
         for name, kept in self.units.items():
-            last = name.split(" ")[0].split(".")[-1]
-            total = totals.setdefault("stages" if last.isdigit() else last, [0, 0, 0])
+            total = totals.setdefault(_words(name), [0, 0, 0])
             for i, number in enumerate((len(kept), self.of_units[name], 1)):
                 total[i] += number
         for name, (kept, among, places) in totals.items():
-            out.append(f"{name}: {kept:,} of {among:,}" + (f" in {places} places" if places > 1 else ""))
+            out.append(f"{kept:,} of {among:,} {name}" + (f", in {places} places together" if places > 1 else ""))
         return out + self.notes
 
 

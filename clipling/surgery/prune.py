@@ -188,6 +188,23 @@ def by_masks(student: Student, objective: _HasMasks, parameters: int | None = No
     return pruned
 
 
+def what_was_cut(before: Student, after: Student) -> list[str]:
+    """For people: what a surgery left of each tower's hidden channels, attention heads and MLP units. Only of plain transformers."""
+    try:
+        old, new = tower_shapes(before), tower_shapes(after)
+    except UserError:
+        return []
+    lines = []
+    for name in (n for n in old if n in new and old[n] != new[n]):
+        was, now = old[name], new[name]
+        counts = [(now.width, was.width, "hidden channels"), (sum(now.heads), sum(was.heads), "attention heads")]
+        counts.append((sum(now.mlp), sum(was.mlp), "MLP units"))
+        lines.append(f"{name} tower keeps " + ", ".join(f"{kept:,} of {among:,} {what}" for kept, among, what in counts))
+        empty = [str(i) for i, (heads, units) in enumerate(zip(now.heads, now.mlp)) if not heads and not units]
+        lines += [f"  nothing is left in layer{'s' * (len(empty) > 1)} {' '.join(empty)} (counted from 0)"] if empty else []
+    return lines
+
+
 def size_after(student: Student, masks: Mapping[str, Tensor]) -> int:
     """Parameters without token rows that `prune` leaves; 0 where it would leave nothing that is a model."""
     try:

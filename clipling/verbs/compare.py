@@ -14,9 +14,9 @@ def compare(
     """Compares runs and writes one self-contained page.
 
     Args:
-        runs: Run folders made by `clipling train` (several seeds of one recipe count as one row).
+        runs: Run folders (several seeds of one recipe count as one row); of what `clipling compress` made, its last stage.
         out: The page.
-        pictures: Show pictures of the pairs (--no-pictures for private data).
+        pictures: Default: the page shows pictures of the pairs; --no-pictures leaves them out, for private data.
         json: Print the table as JSON.
     """
     from clipling.errors import UserError

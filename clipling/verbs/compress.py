@@ -47,7 +47,7 @@ def compress(
         depth: Manual: which layers are kept: interval_front (TinyCLIP's), uniform, or first.
         val: Pairs for validation. Default: a fixed split of --data is held out.
         epochs: Passes over the pairs in each stage (auto: half of them learn masks).
-        batch: Pairs of a step, over all processes.
+        batch: Pairs of a step (default: 128; of fewer pairs, what makes at least 4 steps an epoch).
         lr: Peak learning rate.
         seed: Seed of order, crops, captions and masks.
         image_column: Column of the picture's path, when it cannot be guessed.
@@ -56,7 +56,7 @@ def compress(
         set: Settings of every stage's recipe, for example --set optimiser.weight_decay=0.1 (may be repeated).
         resume: Continue the compression in --out where it stopped.
         overwrite: Replace the compression in --out.
-        threads: Threads of torch (default: all cores).
+        threads: Threads of torch (default: OMP_NUM_THREADS, or all cores).
         json: Print the table as JSON.
     """
     from clipling.compression import compress as run

@@ -48,7 +48,7 @@ def distill(
         texts: A list of texts that belong to no photo: a .txt with one a line, .jsonl or .csv.
         captions: auto uses captions where nearly all photos have some; ignore treats the source as bare photos.
         epochs: Passes over the photos.
-        batch: Photos of a step, over all processes.
+        batch: Photos of a step, over all processes (default: 256; of fewer photos, what makes at least 4 steps an epoch).
         lr: Peak learning rate.
         seed: Seed of weights, order and crops.
         image_column: Column of the picture's path, when it cannot be guessed.
@@ -58,7 +58,7 @@ def distill(
         smoke: One step, to see that everything fits together.
         resume: Continue the run in --out where it stopped.
         overwrite: Replace the run in --out.
-        threads: Threads of torch (default: all cores).
+        threads: Threads of torch (default: OMP_NUM_THREADS, or all cores).
         json: Print the summary as JSON.
     """
     from clipling.distillation import check_settings, distillation
@@ -87,4 +87,5 @@ def distill(
     )
     made = with_settings(with_settings(made, given), chosen)
     set_threads(threads)
-    return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json), "model": str(out / "model")}
+    fit = batch is None and "optimiser.batch" not in chosen
+    return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json, fit_batch=fit), "model": str(out / "model")}

@@ -42,14 +42,16 @@ def finetune(
         data: Pairs as in `clipling train`.
         out: The run folder that is made (default: runs/finetune).
         val: Pairs for validation. Default: a fixed split of --data is held out.
-        watch: Sources that are not trained on (pairs or labelled pictures), measured at every evaluation: what is being forgotten.
-        epochs: At most so many passes; it stops early when val no longer rises.
-        batch: Pairs of a step, over all processes.
+        watch: Sources that are not trained on, measured at every evaluation: what is being forgotten. Pairs, or a folder with one
+            folder of pictures a class.
+        epochs: At most so many passes (fractions are rounded to whole steps); it stops early when val no longer rises.
+        batch: Pairs of a step, over all processes (default: 128; of fewer pairs, what makes at least 4 steps an epoch).
         lr: Peak learning rate of the last layers.
         layer_decay: Rate of a layer over that of the next one; 1 for the same rate everywhere.
         freeze: Towers that stay as they are, their projections included.
         patience: Evaluations without a better value after which it stops.
-        wise: WiSE-FT at the end: the least share of the new weights that is as good on val. --no-wise keeps the new weights as they are.
+        wise: Default: at the end the start's weights and the least share of the new ones that is as good on val are mixed (WiSE-FT);
+            --no-wise keeps the new ones as they are.
         seed: Seed of order, crops and captions.
         image_column: Column of the picture's path, when it cannot be guessed.
         caption_column: Column of the caption, when it cannot be guessed.
@@ -58,7 +60,7 @@ def finetune(
         smoke: One step, to see that everything fits together.
         resume: Continue the run in --out where it stopped.
         overwrite: Replace the run in --out.
-        threads: Threads of torch (default: all cores).
+        threads: Threads of torch (default: OMP_NUM_THREADS, or all cores).
         json: Print the summary as JSON.
     """
     from clipling.models.hub import open_student
@@ -89,7 +91,9 @@ def finetune(
         "seed": seed,
     }
     made = with_settings(load_recipe("finetune", smoke=smoke), {k: v for k, v in settings.items() if v is not None})
-    made = with_settings(made, settings_given(set))
+    chosen = settings_given(set)
+    made = with_settings(made, chosen)
     open_student(model)  # what is wrong with it is said before the pairs are read
     set_threads(threads)
-    return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json), "model": str(out / "model")}
+    fit = batch is None and "optimiser.batch" not in chosen
+    return {**run(made, out, resume=resume, overwrite=overwrite, quiet=json, fit_batch=fit), "model": str(out / "model")}

@@ -58,7 +58,7 @@ def train(
         smoke: One step of a tiny student, to see that everything fits together.
         resume: Continue the run in --out where it stopped.
         overwrite: Replace the run in --out.
-        threads: Threads of torch (default: all cores).
+        threads: Threads of torch (default: OMP_NUM_THREADS, or all cores).
         json: Print the summary as JSON.
     """
     from clipling.recipe import load_recipe, with_settings

@@ -250,6 +250,7 @@ def test_a_teacher_that_knows_the_pairs_passes_and_is_measured(pairs, knowing):
         "image_to_text": pytest.approx((np.argmax(image @ text.T, 1) == rows).mean()),
         "text_to_image": pytest.approx((np.argmax(text @ image.T, 1) == rows).mean()),
         "chance": 1 / 32,
+        "pairs": 32,
     }
     assert found["image_to_text"] > 0.3
 

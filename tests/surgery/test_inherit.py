@@ -149,7 +149,14 @@ def test_every_element_comes_from_the_source():
 def test_the_report_tells_it():
     _, report = inherit(source(SOURCE), SMALLER, logit_scale="fresh")
     lines = "\n".join(report.lines())
-    for part in ("units kept by position", "layers 0 2 of 4", "layers 0 1 2 of 4", "hidden: 16 of 32", "heads: 4 of 8 in 2 places"):
+    for part in (
+        "the first are kept (--width position)",
+        "2 of 4 layers (numbers 0 2, counted from 0)",
+        "3 of 4 layers (numbers 0 1 2, counted from 0)",
+        "16 of 32 hidden channels",
+        "4 of 8 attention heads, in 2 places together",
+        f"text tower: all its {report.text.inherited:,} numbers (token rows and buffers included) come from the source",
+    ):
         assert part in lines
     assert "logit_scale is fresh: as asked" in lines
     assert "all 4 layers" not in lines

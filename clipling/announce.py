@@ -1,0 +1,108 @@
+"""What a run says of itself before its first step, and which of its metrics are worth a line while it trains."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from clipling.batchsize import unit
+from clipling.card_rows import model_named
+from clipling.data.pairs import Pairs
+from clipling.engine.stages import spans
+from clipling.engine.trainer import Job
+from clipling.evals.chance import remark, shown
+from clipling.evals.evaluators import ZeroShot
+from clipling.evals.retrieval import metric_names
+from clipling.evals.watch import PREFIX, Watch
+from clipling.recipe import Recipe
+
+PLAIN = ("acc1", "teacher_cosine", "match@1", "choice@1")
+
+
+def announce(job: Job) -> None:
+    """What is about to happen, in a few lines, before the first step."""
+    if job.quiet:
+        return
+    recipe, sizes, opened = job.recipe, job.student.sizes(), job.opened
+    planned = spans(recipe.stages, job.batches.steps_per_epoch, recipe.max_steps)
+    steps, samples = planned[-1].end, planned[-1].end * recipe.optimiser.batch
+    lines = [
+        f"{what_there_is(opened.train)}, {len(opened.val):,} held out",
+        f"student  {student_named(recipe)}: {sizes['total_without_token_rows'] / 1e6:.2f} M parameters"
+        f" and {sizes['token_rows'] / 1e6:.2f} M in token rows",
+        f"budget   {steps:,} steps of {recipe.optimiser.batch} {unit(recipe)} = {samples:,} samples seen"
+        f"{_rounded(recipe, steps, job.batches.steps_per_epoch)}",
+    ]
+    if len(opened.source.problems):
+        lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
+    lines += [f"note     {said}" for said in notes_on(opened.train, opened.val)]
+    skipped = recipe.stages[len(planned) :]
+    if any(stage.surgery for stage in skipped):
+        lines.append(f"note     max_steps ends before stage {skipped[0].name!r}: the student keeps the size that it starts with")
+    if opened.left_out:
+        lines.append(f"         {opened.left_out:,} training pairs left out: also in the validation source (picture or group)")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def student_named(recipe: Recipe) -> str:
+    """The student in a few words: a name of the zoo, or the model that its layout is that of."""
+    spec = recipe.student
+    if spec.config == "inherit" and spec.inherit:
+        return f"cut out of {model_named(recipe, spec.inherit.source)}"
+    return f"as {model_named(recipe, spec.init['model'])}" if spec.config == "init" else spec.config
+
+
+def _rounded(recipe: Recipe, steps: int, per_epoch: int) -> str:
+    """Says so where whole steps are not quite the epochs that were asked for."""
+    asked = sum(stage.epochs for stage in recipe.stages)
+    if recipe.max_steps is not None or asked < 1e-3 or abs(steps - asked * per_epoch) < 0.01 * steps:
+        return ""
+    return f" ({asked:g} epochs of {per_epoch} steps, rounded to whole steps)"
+
+
+def what_there_is(pairs: Pairs) -> str:
+    """`pairs    5,786 for training (5.0 captions each)`, or photos, with or without texts."""
+    if not pairs.unpaired:
+        return f"pairs    {len(pairs):,} for training ({len(pairs.captions) / len(pairs):.1f} captions each)"
+    texts = f"beside {len(pairs.captions):,} texts" if any(pairs.captions) else "without captions"
+    return f"photos   {len(pairs):,} for training, {texts}"
+
+
+def notes_on(train: Pairs, val: Pairs) -> list[str]:
+    """What weakens the numbers that will be measured."""
+    if not val.unpaired:
+        return [said] if (said := remark(metric_names(), len(val))) else []
+    if any(val.captions) and not texts_held_out(train, val):
+        return ["text_match@1 and text_choice@1 are measured on the training texts: there are too few to hold some out (about 400)"]
+    return []
+
+
+def texts_held_out(train: Pairs, val: Pairs) -> bool:
+    """Whether no text beside the held-out photos is one that was trained on."""
+    return set(train.captions).isdisjoint(val.captions)
+
+
+def sizes_of_watched(evaluators: Iterable[Any]) -> dict[str, dict[str, int]]:
+    """How large each watched set is: {"cifar10": {"pictures": 10000, "classes": 10}, "flickr": {"pairs": 1000}}."""
+    found = {}
+    for watch in evaluators:
+        if isinstance(watch, Watch):
+            inner = watch.evaluator
+            labelled = isinstance(inner, ZeroShot)
+            found[watch.name] = (
+                {"pictures": len(inner.labelled), "classes": len(inner.classnames)} if labelled else {"pairs": len(inner.pairs)}
+            )
+    return found
+
+
+def shown_while_training(val_pairs: int, watch: Mapping[str, Mapping[str, int]]) -> Callable[[str], bool]:
+    """Which metrics belong into a line of progress: of recalls, the one of the largest k that is not at chance level."""
+
+    def tells(metric: str) -> bool:
+        pairs = val_pairs
+        if metric.startswith(PREFIX):
+            pairs = watch.get(metric.removeprefix(PREFIX).rpartition("/")[0], {}).get("pairs", 0)
+        return metric.endswith((f"_{shown(pairs)}", *PLAIN))
+
+    return tells

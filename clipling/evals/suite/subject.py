@@ -1,0 +1,183 @@
+"""A model under evaluation: its features, made once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clipling.data.pixels import Pixels
+from clipling.data.views import eval_pixels
+from clipling.errors import UserError
+from clipling.evals.suite.dataset import Dataset
+from clipling.evals.zeroshot import class_features
+from clipling.models.dual import Student
+from clipling.store import atomic_produce, cache_dir
+
+FORMAT = 1  # part of the name of cached features: raise it when equal inputs would give others
+BLOCK = 1024  # rows of a file of features: what a kill can lose
+
+
+class Change(Protocol):
+    """A picture before preprocessing, changed: a corruption, for example. `name` says all that decides what comes out."""
+
+    name: str
+
+    def __call__(self, picture: Image.Image, key: str) -> Image.Image: ...
+
+
+class Subject:
+    """A student with names for results and features cached by (weights, preprocessing, pictures or texts, change).
+
+    model_hash: of the weights; "" for a model that has none, whose features are kept in memory's stead nowhere (never cached).
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        name: str,
+        *,
+        pretrained: str = "",
+        model_hash: str = "",
+        spec: str = "",
+        budget: dict[str, float] | None = None,
+        batch: int = 128,
+        cache: Path | None = None,
+        progress: Callable[[str, int, int], Any] | None = None,
+    ) -> None:
+        self.student, self.name, self.pretrained, self.model_hash, self.spec = student, name, pretrained, model_hash, spec
+        self.budget = dict(budget or {})
+        self.batch = batch
+        self.cache = (cache or cache_dir()) / "features"
+        self.progress = progress or (lambda what, done, count: None)
+
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied by: exp of the learned logit_scale."""
+        return float(self.student.logit_scale.detach().exp())
+
+    def images(self, dataset: Dataset, rows: np.ndarray | None = None, change: Change | None = None) -> np.ndarray:
+        """Unit rows float32 [n, d] of the pictures `rows` (default: all), memory-mapped where they are cached.
+
+        Raises UserError for features that are not finite.
+        """
+        rows = np.arange(len(dataset)) if rows is None else np.asarray(rows, dtype=np.int64)
+        what = f"{dataset.name}{f', {change.name}' if change else ''}"
+        key = ("image", self._preprocessing(), change.name if change else "", *(dataset.hashes[i] for i in rows))
+        # The changed picture may depend on its key (a corruption's random draw does).
+        if change is not None:
+            key = (*key, *(dataset.source.keys[i] for i in rows))
+        make = self._encoder(dataset, rows, change)
+        return self._cached(key, len(rows), make, what)
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit rows float32 [T, d]. Raises UserError for features that are not finite."""
+
+        def make(part: slice) -> np.ndarray:
+            return self.student.encode_texts_in_batches(list(texts[part]), self.batch)
+
+        return self._cached(("text", *texts), len(texts), make, "texts")
+
+    def classes(self, dataset: Dataset, templates: Sequence[str] | None = None) -> np.ndarray:
+        """Unit rows float32 [C, d]: the prompt ensemble of a labelled dataset, by its own templates or by these."""
+        return class_features(_Texts(self), dataset.labelled.classnames, list(templates or dataset.labelled.templates))
+
+    def _encoder(self, dataset: Dataset, rows: np.ndarray, change: Change | None) -> Callable[[slice], np.ndarray]:
+        student = self.student
+        if change is None:
+            opened: list[Pixels] = []  # opened when first asked for: cached features need no pixels
+
+            def of_source(part: slice) -> np.ndarray:
+                if not opened:
+                    opened.append(Pixels.open(dataset.source, student.image_size, dict(student.preprocess_cfg)))
+                return student.encode_images_in_batches(_Some(opened[0], rows[part]), self.batch)
+
+            return of_source
+
+        def one(i: int) -> np.ndarray:
+            return eval_pixels(change(dataset.source.image(int(i)), dataset.source.keys[i]), dict(student.preprocess_cfg))
+
+        def changed(part: slice) -> np.ndarray:
+            parts = []
+            with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+                for few in _batches(rows[part], self.batch):
+                    pixels = np.stack(list(pool.map(one, few)))
+                    parts.append(student.encode_images_in_batches(pixels, self.batch))
+            return np.concatenate(parts)
+
+        return changed
+
+    def _cached(self, key: tuple[str, ...], count: int, make: Callable[[slice], np.ndarray], what: str) -> np.ndarray:
+        """The rows that `make` gives, block by block; a block that is on disk is not made again."""
+        digest = blake2b(digest_size=16)
+        for text in (str(FORMAT), self.model_hash, *key):
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        folder = self.cache / digest.hexdigest()
+        blocks = []
+        for start in range(0, count, BLOCK):
+            part = slice(start, min(start + BLOCK, count))
+            path = folder / f"{start // BLOCK:06d}.npy"
+            found = _read(path, (part.stop - start, self.student.embed_dim)) if self.model_hash else None
+            if found is None:
+                self.progress(what, start, count)
+                found = make(part)
+                if not np.isfinite(found).all():
+                    raise UserError(
+                        f"the features that {self.name} gives ({what}) are not finite, so nothing can be measured. "
+                        "Its weights are damaged: train it again, at a lower rate."
+                    )
+                if self.model_hash:
+                    atomic_produce(path, lambda temporary, found=found: _save(temporary, found))
+                    found = _read(path, found.shape)
+            blocks.append(found)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [np.empty((0, self.student.embed_dim), np.float32)])
+
+    def _preprocessing(self) -> str:
+        return json.dumps([self.student.image_size, self.student.preprocess_cfg], sort_keys=True)
+
+
+class _Some:
+    """Some rows of the pixels of a source, as `encode_images_in_batches` wants them."""
+
+    def __init__(self, pixels: Pixels, rows: np.ndarray) -> None:
+        self.pixels, self.rows = pixels, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels[self.rows[rows]]
+
+
+class _Texts:
+    """A subject as `class_features` wants a student: texts in, cached features out."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.encode_texts_in_batches = subject.texts
+
+
+def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The rows of a file, memory-mapped; None when it is absent, or is not what was written."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return found if found.shape == tuple(shape) and found.dtype == np.float32 else None
+
+
+def _save(path: Path, rows: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, rows)
