@@ -12,7 +12,7 @@ from clipling.data.pairs import Pairs
 from clipling.engine.stages import spans
 from clipling.engine.trainer import Job
 from clipling.evals.chance import remark, shown
-from clipling.evals.evaluators import ZeroShot
+from clipling.evals.evaluators import Retrieval, ZeroShot
 from clipling.evals.retrieval import metric_names
 from clipling.evals.watch import PREFIX, Watch
 from clipling.recipe import Recipe
@@ -89,10 +89,10 @@ def sizes_of_watched(evaluators: Iterable[Any]) -> dict[str, dict[str, int]]:
     for watch in evaluators:
         if isinstance(watch, Watch):
             inner = watch.evaluator
-            labelled = isinstance(inner, ZeroShot)
-            found[watch.name] = (
-                {"pictures": len(inner.labelled), "classes": len(inner.classnames)} if labelled else {"pairs": len(inner.pairs)}
-            )
+            if isinstance(inner, ZeroShot):
+                found[watch.name] = {"pictures": len(inner.labelled), "classes": len(inner.classnames)}
+            elif isinstance(inner, Retrieval):
+                found[watch.name] = {"pairs": len(inner.pairs)}
     return found
 
 

@@ -37,7 +37,11 @@ def borrowed(recipe: Recipe, sizes: Mapping[str, int], own: int) -> list[tuple[s
     """
     spec, inherit, rows = recipe.student, recipe.student.inherit, []
     for name, teacher in recipe.teachers.items():
-        of_it = f" ({sizes[name]:,} parameters; the student has {100 * own / sizes[name]:.0f} % of them)" if sizes.get(name) else ""
+        of_it = (
+            f" ({sizes[name]:,} parameters without token rows; the student has {100 * own / sizes[name]:.0f} % of them)"
+            if sizes.get(name)
+            else ""
+        )
         rows.append(("teacher", f"`{last_parts(teacher.model)}`{of_it}"))
     if inherit:
         asked = f", asked to have {_size(inherit.to)}" if inherit.to else ""
@@ -97,12 +101,13 @@ def architecture(config: Mapping[str, Any]) -> str:
         return ""
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     layers = vision.get("layers", 12)
-    image = f"ViT of {layers} layers, {vision.get('width', 768)} wide"
+    image = f"ViT of {layers} layer{'s' * (layers != 1)}, {vision.get('width', 768)} wide"
     if vision.get("timm_model_name"):
         image = vision["timm_model_name"]
     elif isinstance(layers, list):
         image = f"ResNet of {'-'.join(map(str, layers))} blocks"
-    words = f"transformer of {text.get('layers', 12)} layers, {text.get('width', 512)} wide"
+    depth = text.get("layers", 12)
+    words = f"transformer of {depth} layer{'s' * (depth != 1)}, {text.get('width', 512)} wide"
     if text.get("hf_model_name"):
         words = f"text tower `{short(text['hf_model_name'])}`"
     image, words = (

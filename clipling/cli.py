@@ -49,11 +49,13 @@ def verbs() -> dict[str, Callable[..., Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 a check failed, 2 a user's mistake, 130 stopped by Ctrl-C (state saved where the verb has any)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["data"] and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
-        arguments = ["data", "inspect", "--help"]  # the only verb about data
-    if arguments[:1] == ["data"]:
+    if arguments[:1] == ["data"] and len(arguments) > 1:
+        if arguments[1] in ("-h", "--help"):
+            arguments.insert(1, "inspect")  # the only verb about data
         arguments[:2] = [" ".join(arguments[:2])]  # tyro takes one word for a subcommand
     try:
+        if arguments == ["data"]:
+            raise UserError("data: what about it? Say: clipling data inspect SOURCE (its flags: clipling data --help)")
         name, result, as_json = _call(arguments)
     except UserError as error:
         print(f"clipling: {error}", file=sys.stderr)

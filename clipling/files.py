@@ -60,7 +60,9 @@ def predict(
     out: Path | None = None,
     columns: dict[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """The `top` (3 where there are as many) most probable classes of every picture; probabilities are the softmax of scale times cosine over the classes.
+    """The `top` most probable classes of every picture (3 where there are as many).
+
+    Probabilities are the softmax over the classes of scale times cosine.
 
     classes: a file with one name a line, or names separated by commas. out: a `.csv`, `.jsonl` or `.parquet` file; without it the
     first rows are returned alone. Raises UserError for fewer than two names, for repeated ones and for another ending of `out`.

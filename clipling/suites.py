@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clipling.assess import budget, describe, model_folder, seen_in_training
-from clipling.errors import UserError
+from clipling.errors import UserError, near
 from clipling.evals.results import CLASSIFICATION, RETRIEVAL, Result, read_results, weights_hash
 from clipling.evals.suite import judge
 from clipling.evals.suite.compared import Comparison, ModelResults
@@ -65,7 +66,7 @@ def run_suite(
     chosen = beside.ready if beside.ready is not None else tuple(ready.cached()[:1])
     for number, name in enumerate(chosen):
         outcomes[f"ready {number}"] = _beside(subject_of(name), plan, out, opened, "ready", say)
-    written = report([out], out / "report.html", pictures=pictures, first=_label(made.results[0]))
+    written = report([out], out / "report.html", pictures=pictures, first=_identity(made.results[0]))
     return {**written, **_as_json(main, made, outcomes, plan)}
 
 
@@ -123,20 +124,30 @@ def report(folders: Sequence[Path], out: Path, *, pictures: bool = True, first: 
     from clipling.evals.suite.page import write_page
 
     found = [group for folder in folders for group in read_models(folder)]
-    models = [model for model, _ in found]
-    if not any(model.role == "model" for model in models):
-        raise UserError(
-            f"{', '.join(map(str, folders))}: no results. Make some with: clipling eval MODEL --suite quick --data SRC --out DIR"
-        )
-    models.sort(key=lambda m: (m.label != first, ROLES.index(m.role)))
-    where = {model.label: folder for model, folder in found}
-    if len(where) < len(models):
-        twice = next(m.label for m in models if sum(o.label == m.label for o in models) > 1)
-        raise UserError(f"the results of {twice} are given twice; give every folder once")
-    models = [replace(model, colour=number) for number, model in enumerate(models)]
-    comparison = judge.compare(models, where)
+    if not any(model.role == "model" for model, _ in found):
+        places = ", ".join(map(str, folders))
+        raise UserError(f"{places}: no results. Make some with: clipling eval MODEL --suite quick --data SRC --out DIR")
+    found.sort(key=lambda pair: (first not in (pair[0].label, _short(pair[0].label)), ROLES.index(pair[0].role)))
+    if first is not None and first not in (found[0][0].label, _short(found[0][0].label)):
+        raise UserError(f"--first {first!r} is none of the models. {near(first, [_short(model.label) for model, _ in found])}")
+    names = _names([model.label for model, _ in found])
+    models = [replace(model, label=name, colour=number) for number, ((model, _), name) in enumerate(zip(found, names))]
+    comparison = judge.compare(models, {name: folder for name, (_, folder) in zip(names, found)})
     write_page(out, models, comparison, pictures=pictures, credits=credits)
     return {"report": str(out), "verdict": verdict_text(comparison), "tone": comparison.tone, "warnings": comparison.warnings}
+
+
+def _names(labels: Sequence[str]) -> list[str]:
+    """Labels without the hash of the weights, where they differ without it. Raises UserError for a label that is there twice."""
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"the results of {label} are given twice; give every folder once")
+    short = [_short(label) for label in labels]
+    return [few if short.count(few) == 1 else label for few, label in zip(short, labels)]
+
+
+def _short(label: str) -> str:
+    return re.sub(r"[ -][0-9a-f]{8}$", "", label)
 
 
 def read_models(folder: Path) -> list[tuple[ModelResults, Path]]:
@@ -147,12 +158,12 @@ def read_models(folder: Path) -> list[tuple[ModelResults, Path]]:
     for role, place in (("model", folder), ("untrained", folder / "untrained"), ("ready", folder / "ready")):
         groups: dict[str, list[Result]] = {}
         for result in read_results(place):
-            groups.setdefault(_label(result), []).append(result)
+            groups.setdefault(_identity(result), []).append(result)
         made += [(ModelResults(label, 0, results, role), place) for label, results in groups.items()]
     return made
 
 
-def _label(result: Result) -> str:
+def _identity(result: Result) -> str:
     return f"{result.model} {result.pretrained}".strip()
 
 

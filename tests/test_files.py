@@ -113,7 +113,7 @@ def test_mistakes_of_predict(model, photos, tmp_path, given, said):
 
 def test_templates_need_a_place(model, photos, tmp_path):
     (tmp_path / "t.txt").write_text("a photo\n")
-    with pytest.raises(UserError, match="needs {c}"):
+    with pytest.raises(UserError, match=r"needs \{c\}"):
         predict(model, str(photos), "a,b", templates=tmp_path / "t.txt")
 
 

@@ -76,7 +76,7 @@ def _words(name: str) -> str:
 def _of_layers(kept: list[int], among: int) -> str:
     """`2 of 4 layers (0 and 2, counted from 0)`, or `all 4 layers`."""
     if len(kept) == among:
-        return f"all {among} layers"
+        return f"all {among} layers" if among > 1 else "the only layer"
     numbers = " ".join(map(str, kept))
     return f"{len(kept)} of {among} layers (number{'s' * (len(kept) > 1)} {numbers}, counted from 0)"
 
@@ -96,7 +96,7 @@ class TowerCut:
     def lines(self) -> list[str]:
         """Layers by stage and units by kind of set, for people."""
         if [len(kept) for kept in self.layers] == self.of_layers:
-            out = [f"all {sum(self.of_layers)} layers"]
+            out = [_of_layers(list(range(sum(self.of_layers))), sum(self.of_layers))]
         else:
             out = [_of_layers(kept, among) for kept, among in zip(self.layers, self.of_layers)]
         totals: dict[str, list[int]] = {}
@@ -105,7 +105,10 @@ class TowerCut:
             for i, number in enumerate((len(kept), self.of_units[name], 1)):
                 total[i] += number
         for name, (kept, among, places) in totals.items():
-            out.append(f"{kept:,} of {among:,} {name}" + (f", in {places} places together" if places > 1 else ""))
+            out.append(
+                (f"all {among:,} {name}" if kept == among else f"{kept:,} of {among:,} {name}")
+                + (f", in {places} places together" if places > 1 else "")
+            )
         return out + self.notes
 
 

@@ -229,6 +229,15 @@ def test_noise_tells_of_another_scene():
             assert not true_of(caption, told, strict=False), caption
 
 
+def test_negatives_are_false_of_a_picture_that_they_were_not_made_for():
+    told = next(s for s in scenes(100, objects=(1, 1)) if s.objects[0].size == "small")
+    picture = replace(told, objects=(replace(told.objects[0], size="large"),))
+    free, kept = captions(told), captions(told, picture=picture)
+    gone = set(chain(*free.negatives.values())) - set(chain(*kept.negatives.values()))
+    assert [true_of(caption, seen(picture, boxes(picture)), strict=True) for caption in gone] == [True]
+    assert kept.true == free.true
+
+
 # Words
 
 

@@ -135,8 +135,8 @@ def _over_seeds(models: Sequence[ModelResults]) -> Iterator[str]:
             apart = paired(*values)  # type: ignore[arg-type]
             ends = [_points(end) for end in (apart.low, apart.high) if end is not None]
             yield (
-                f"Over {len(seeds)} seeds, {names[0]} − {name}: {task[2]} of {task[0]} {_points(apart.mean)} ± {100 * (apart.spread or 0):.1f} "
-                f"points (95 % interval of the mean {' to '.join(ends)})."
+                f"Over {len(seeds)} seeds, {names[0]} − {name}: {task[2]} of {task[0]} {_points(apart.mean)} "
+                f"± {100 * (apart.spread or 0):.1f} points (95 % interval of the mean {' to '.join(ends)})."
             )
 
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import clipling
 from clipling.evals.report import clock, environment
-from clipling.evals.results import Result
 from clipling.evals.suite.blocks import Cell, Grid, Remark, Section, Table
 from clipling.evals.suite.compared import Comparison, Gap, ModelResults
 from clipling.evals.suite.figures import cost_figures, gap_figures
 from clipling.evals.suite.origins import origins
 from clipling.evals.suite.pictures import Pictures
 from clipling.evals.suite.sections import remarks, sections
-from clipling.evals.suite.tables import heading, interval_of, model_cell, model_head, number_cell, numbers
+from clipling.evals.suite.tables import best_of, heading, model_cell, model_head, number_cell, numbers
 from clipling.evals.suite.wording import SECTIONS, direction, headline, is_fraction, value
 from clipling.evals.verdict import signed
 from clipling.store import atomic_write
 
 MOST_HEADLINES = 2  # metrics a task in the first table; retrieval has two directions
+LONG = 160  # letters that a heading may have
 NO_HEADLINE = frozenset({"geometry", "cost"})  # one describes, the other has a section over all datasets
 COSTS = ("parameters", "parameters_without_token_rows", "image_gflops", "text_gflops", "image_ms", "text_ms", "file_mb")
 
@@ -37,6 +37,8 @@ def write_page(path: Path | str, models: Sequence[ModelResults], comparison: Com
     datasets = list(dict.fromkeys(r.dataset for m in models for r in m.results))
     context = {
         "verdict": comparison,
+        "opening": _opening(comparison.text),
+        "long": LONG,
         "models": models,
         "overview": _overview(models),
         "headlines": [_headlines(f"dataset-{n}", dataset, models) for n, dataset in enumerate(datasets, 1)],
@@ -50,6 +52,14 @@ def write_page(path: Path | str, models: Sequence[ModelResults], comparison: Com
     html = environment().get_template("suite.html").render(context)
     # A class name with half a surrogate pair must not cost the page.
     atomic_write(Path(path), html.encode("utf-8", "replace"))
+
+
+def _opening(text: str) -> tuple[str, str]:
+    """The first sentence and the rest: a heading of many sentences cannot be read."""
+    if len(text) <= LONG:
+        return text, ""
+    first, _, rest = text.partition(". ")
+    return (f"{first}.", rest) if rest else (text, "")
 
 
 def _overview(models: Sequence[ModelResults]) -> Table:
@@ -81,25 +91,12 @@ def _headlines(prefix: str, dataset: str, models: Sequence[ModelResults]) -> Tab
         names = [name for name in names if name != "clean"]  # a smaller sample of what stands above it
         title = SECTIONS.get(task, (task,))[0]
         for name in names[: 2 * MOST_HEADLINES if task == "zeroshot_retrieval" else MOST_HEADLINES]:
-            best = _best(found, name, direction(task, name))
+            best = best_of(found, name, direction(task, name))
             cells = [Cell("–") if r is None else number_cell(r, name, "best" if i == best else "") for i, r in enumerate(found)]
             rows.append([Cell(heading(task, name), title, "metric", link=f"{prefix}-{task}"), *cells])
             title = ""  # once a task
     head = ["", *map(model_head, models)]
     return Table(head, rows, dataset, _size(dataset, models))
-
-
-def _best(found: Sequence[Result | None], name: str, which: str) -> int | None:
-    """The place of the best, if its interval overlaps with no other's."""
-    known = {i: r for i, r in enumerate(found) if r is not None and name in r.metrics}
-    ends = {i: interval_of(r, name) for i, r in known.items()}
-    if len(known) < 2 or which == "none" or any(e is None for e in ends.values()):
-        return None
-    sign = -1 if which == "down" else 1
-    best = max(known, key=lambda i: sign * known[i].metrics[name])
-    low, high = ends[best]  # type: ignore[misc]
-    clear = all((low > e[1]) if sign > 0 else (high < e[0]) for i, e in ends.items() if i != best and e is not None)
-    return best if clear else None
 
 
 def _gaps(gaps: Sequence[Gap], models: Sequence[ModelResults]) -> dict[str, Any] | None:

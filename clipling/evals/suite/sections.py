@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from clipling.evals.results import Result
@@ -88,18 +89,20 @@ def _corruptions(of: Of, pictures: Pictures) -> list[Any]:
 
 def _attacks(of: Of, pictures: Pictures) -> list[Any]:
     names = [name for name in of[0][1].metrics if name == "clean" or name.startswith("pgd@")]
-    checks = []
-    for model, result in of:
+    checks: list[Any] = []
+    for number, (model, result) in enumerate(of):
         found = [(c["name"].replace("_", " "), bool(c["passed"]), _check(c)) for c in result.details.get("checks", [])]
         if found:
-            checks.append(Checks(f"Checks of {model.label}", model.colour, found))
-    return [_grid(*trust.attack_figures(of), numbers(of, names)), _grid(*checks)]
+            made = Checks(f"Checks of {model.label}", model.colour, found)
+            title = f"{made.title}: {sum(passed for _, passed, _ in found)} of {len(found)} passed"
+            checks.append(made if number == 0 else Folded(title, [replace(made, title="")]))
+    return [_grid(*trust.attack_figures(of), numbers(of, names)), *checks]
 
 
 def _check(check: dict[str, Any]) -> str:
     found = check.get("value")
-    said = f"{found:.3g}" if isinstance(found, float) else "" if found is None else str(found)
-    return ": ".join(part for part in (str(check.get("what", "")), said) if part)
+    said = "" if found is None else f"found: {found:.3g}".replace("-", "−") if isinstance(found, float) else f"found: {found}"
+    return "; ".join(part for part in (str(check.get("what", "")), said) if part)
 
 
 def _outside(of: Of, pictures: Pictures) -> list[Any]:

@@ -8,7 +8,7 @@ from clipling.evals.results import Result
 from clipling.evals.suite.blocks import Cell, Table
 from clipling.evals.suite.compared import ModelResults
 from clipling.evals.suite.figures import severities
-from clipling.evals.suite.wording import direction, is_fraction, metric_name, value
+from clipling.evals.suite.wording import Direction, direction, is_fraction, metric_name, value
 
 Of = Sequence[tuple[ModelResults, Result]]
 NBSP = "\u00a0"  # units and arrows never stand alone on a line
@@ -52,6 +52,19 @@ def interval_of(result: Result, name: str) -> tuple[float, float] | None:
     """That of a metric which is a mean over items, or the one that its evaluator made itself."""
     low, high = result.intervals.get(name) or result.details.get(f"{name}_interval") or (None, None)
     return None if low is None or high is None else (float(low), float(high))
+
+
+def best_of(found: Sequence[Result | None], name: str, which: Direction) -> int | None:
+    """The place of the best, if its interval overlaps with no other's."""
+    known = {i: r for i, r in enumerate(found) if r is not None and name in r.metrics}
+    ends = {i: interval_of(r, name) for i, r in known.items()}
+    if len(known) < 2 or which == "none" or any(e is None for e in ends.values()):
+        return None
+    sign = -1 if which == "down" else 1
+    best = max(known, key=lambda i: sign * known[i].metrics[name])
+    low, high = ends[best]  # type: ignore[misc]
+    clear = all((low > e[1]) if sign > 0 else (high < e[0]) for i, e in ends.items() if i != best and e is not None)
+    return best if clear else None
 
 
 def confusions(model: ModelResults, result: Result) -> Table | None:

@@ -153,6 +153,22 @@ def test_order_per_picture_for_a_real_student(caches, dataset):
     assert small.details == found.details
 
 
+def test_a_larger_epsilon_never_helps_a_model_whose_answers_alternate(caches, dataset, monkeypatch):
+    """One coarse step lands anywhere, so that a search at each epsilon alone is sometimes luckier at a smaller one."""
+    student = Toy()
+    monkeypatch.setattr(
+        student, "change", lambda x: torch.sin(40 * (x * student.weight).sum((1, 2, 3)))[:, None, None, None] * student.weight
+    )
+    epsilons = (0.02, 0.05, 0.11, 0.23, 0.5, 1)
+    found = Attacks(epsilons=epsilons, steps=1, sample=None)(subject(student, caches), dataset)
+    assert not all((found.items[f"fgsm@{b:g}"] <= found.items[f"fgsm@{a:g}"]).all() for a, b in pairwise(epsilons)), "it alternates"
+    names = ["clean", *(f"pgd@{e:g}" for e in epsilons)]
+    for higher, lower in pairwise(names):
+        assert (found.items[lower] <= found.items[higher]).all(), lower
+    for e in epsilons:
+        assert (found.items[f"pgd@{e:g}"] <= found.items[f"fgsm@{e:g}"]).all()
+
+
 def test_epsilon_zero_is_the_clean_accuracy_and_the_sample_is_by_key(caches, dataset):
     found = Attacks(epsilons=(0, 1), sample=17)(subject(Toy(), caches), dataset)
     assert found.metrics["pgd@0"] == found.metrics["fgsm@0"] == found.metrics["clean"]
