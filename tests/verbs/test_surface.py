@@ -17,8 +17,12 @@ SURFACE = {
     "finetune": f"model data out val watch epochs batch lr layer_decay freeze patience wise seed {COLUMNS} group set {RUN}",
     "distill": f"teacher data out val student text text_size texts captions epochs batch lr seed {COLUMNS} group set {RUN}",
     "compress": f"teacher to data out method stages width depth val epochs batch lr seed {COLUMNS} group set {RUN.removeprefix('smoke ')}",
-    "eval": f"model data task classes templates {COLUMNS} group out threads json",
+    "eval": f"model data task suite classes templates descriptions groups outside queries {COLUMNS} group language ready untrained pictures"
+    " out threads json",
+    "report": "results out first pictures json",
     "compare": "runs out pictures json",
+    "predict": "model images classes templates top out image_column threads json",
+    "embed": f"model source out {COLUMNS} threads json",
     "bank": f"source out image_encoder text_encoder image_size {COLUMNS} group threads json",
     "check": "file json",
     "show": "what json",

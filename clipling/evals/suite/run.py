@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from clipling.data.classes import open_labelled
 from clipling.environment import environment
 from clipling.errors import UserError
 from clipling.evals.intervals import interval
@@ -95,7 +96,7 @@ def _one(
         settings=_plain(settings),
     )
     found_here = environment()
-    result.made = {"inputs": inputs(dataset), "machine": found_here["machine"]}
+    result.made = {"inputs": inputs(dataset, evaluation), "machine": found_here["machine"]}
     path = out / result.filename()
     known = _existing(path, result)
     if known is not None:
@@ -123,8 +124,8 @@ def _fill(result: Result, found: Found) -> None:
     result.intervals = {name: interval(values, found.units.get(name)) for name, values in found.items.items() if len(values)}
 
 
-def inputs(dataset: Dataset) -> str:
-    """A hash of what a dataset holds beside its pictures and captions or classes."""
+def inputs(dataset: Dataset, evaluation: Evaluation) -> str:
+    """A hash of what a dataset holds beside its pictures and captions or classes, and of the source that an evaluator learns from."""
     digest = blake2b(digest_size=16)
     parts: list[Any] = [dataset.descriptions, list(dataset.groups or ()), [o.source.fingerprint for o in dataset.outside]]
     if dataset.kind == "labelled":
@@ -134,6 +135,8 @@ def inputs(dataset: Dataset) -> str:
             parts.append(dataset.queries.read_bytes())
         except OSError as error:
             raise UserError(f"{dataset.queries} cannot be read: {error}") from error
+    if train := getattr(evaluation, "train", None):
+        parts.append(open_labelled(train, classes=getattr(evaluation, "train_classes", None)).fingerprint)
     for part in parts:
         digest.update(repr(part).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

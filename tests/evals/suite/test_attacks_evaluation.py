@@ -111,6 +111,10 @@ def test_masked_gradients_are_found(caches, dataset):
     quantised = Toy(lambda x: torch.round(4 * x) / 4)
     found = Attacks(sample=None)(subject(quantised, caches), dataset)
     assert found.metrics["fgsm@4"] == found.metrics["clean"] > 0.5, "the attack has no direction"
+    assert found.metrics["pgd@4"] < found.metrics["clean"], "its random starts hit some pictures"
+    more = Attacks(sample=None, restarts=4)(subject(quantised, caches), dataset)
+    assert more.metrics["pgd@4"] < found.metrics["pgd@4"]
+    assert (more.items["pgd@4"] <= found.items["pgd@4"]).all()
     failed = {name for name, passed in checks(found).items() if not passed}
     assert {"gradients", "large_epsilon", "noise_is_weaker"} <= failed
     assert any("gradients" in note and "masked" in note for note in found.notes)

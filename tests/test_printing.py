@@ -1,0 +1,63 @@
+"""What a terminal shows of runs: which figure picked, what was measured on what, what guessing reaches, what comes next."""
+
+from __future__ import annotations
+
+import pytest
+
+from clipling.printing import text
+
+RUN = {
+    **{"name": "finetune", "seed": 0, "train_pairs": 190, "val_pairs": 100, "samples_seen": 640, "seconds": 1.0, "best_step": 7},
+    "parameters": {"total_without_token_rows": 1e6},
+    "val": {"i2t_recall@1": 0.5, "watch/cifar10/acc1": 0.25, "watch/flickr/i2t_recall@10": 0.5},
+    "untrained": {"i2t_recall@1": 0.4, "watch/cifar10/acc1": 0.3, "watch/flickr/i2t_recall@10": 0.75},
+    "model": "runs/x/model",
+}
+WATCH = {"cifar10": {"pictures": 10000, "classes": 10}, "flickr": {"pairs": 1000}}
+PHOTOS = {"teacher_cosine": 0.9, "text_match@1": 0.5, "neighbour_match@1": 0.5, "text_choice@1": 0.25}
+
+
+def row(said: str, name: str) -> list[str]:
+    return next(line.split() for line in said.splitlines() if line.startswith(name))
+
+
+def test_watched_sets_have_their_own_size_and_chance():
+    said = text("finetune", {**RUN, "about": {"before": "start", "best_by": "mean_recall", "patience": 4, "watch": WATCH}})
+    assert row(said, "watch/cifar10/acc1") == ["watch/cifar10/acc1", "10,000", "pictures", "10.0", "30.0", "25.0"]
+    assert row(said, "watch/flickr/i2t") == ["watch/flickr/i2t_recall@10", "1,000", "pairs", "1.0", "75.0", "50.0"]
+    held_out = said[said.index("on 100 pairs held out") : said.index("only watched")]
+    assert "watch/" not in held_out
+    assert row(held_out, "on 100")[-2:] == ["start", "best"]
+    assert "highest mean_recall, the mean of all recalls above" in held_out
+    assert "after 4 evaluations without a higher one the run stops (--patience)" in held_out
+    assert "clipling compare runs/x OTHER_RUN" in said
+
+
+@pytest.mark.parametrize(("by", "said"), [("last", "best: the last checkpoint"), ("recall@5", "the highest recall@5")])
+def test_the_figure_that_picks_is_named(by, said):
+    assert said in text("train", {**RUN, "about": {"best_by": by, "before": "untrained"}})
+
+
+def test_a_summary_of_before_is_still_printed():
+    said = text("train", RUN)
+    assert row(said, "on 100")[-2:] == ["untrained", "best"]
+    assert "mean_recall" in said
+
+
+def test_what_the_column_val_of_the_shares_is():
+    rows = [{"share": s, "score": 0.4} for s in (0.0, 1.0)]
+    found = {"interpolation": {"share": 1.0, "reason": "because", "rows": rows}}
+    assert "val: the mean of all recalls on the pairs held out; " in text("finetune", {**RUN, **found})
+    assert "val: recall@1 on the pairs held out; " in text("finetune", {**RUN, **found, "about": {"best_by": "recall@1"}})
+
+
+@pytest.mark.parametrize(("held_out", "where"), [(True, "that were kept away from training"), (False, "the 20 that were trained on")])
+def test_texts_of_bare_photos_have_a_chance_level_and_a_source(held_out, where):
+    about = {"before": "start", "best_by": "teacher_cosine", "texts": {"count": 20, "held_out": held_out, "trained_on": 9}}
+    said = text("distill", {**RUN, "val_pairs": 10, "val": PHOTOS, "untrained": PHOTOS, "about": about})
+    assert row(said, "text_match@1")[1] == row(said, "text_choice@1")[1] == "5.0"
+    assert row(said, "neighbour_match@1")[1] == "11.1"
+    assert row(said, "on 10 photos")[-2:] == ["start", "best"]
+    assert where in said
+    assert "highest teacher_cosine on what is held out" in said
+    assert "--data CLASS_FOLDERS_OR_PAIRS" in said
