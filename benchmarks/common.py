@@ -55,6 +55,19 @@ def save(result: dict[str, Any]) -> Path:
     return path
 
 
+def merged(old: dict[str, dict[str, list[Any]]], new: dict[str, dict[str, list[Any]]]) -> dict[str, dict[str, list[Any]]]:
+    """Both, by arm and seed; the new value where both have one."""
+    made: dict[str, dict[str, list[Any]]] = {}
+    for arm in {**old, **new}:
+        rows = {seed: i for i, seed in enumerate(old.get(arm, {}).get("seed", []))}
+        fresh = {seed: i for i, seed in enumerate(new.get(arm, {}).get("seed", []))}
+        for seed in sorted({*rows, *fresh}):
+            source, row = (new[arm], fresh[seed]) if seed in fresh else (old[arm], rows[seed])
+            for key, column in source.items():
+                made.setdefault(arm, {}).setdefault(key, []).append(column[row])
+    return made
+
+
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (nan for one value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import FLICKR, RUNS, load, save
+from common import FLICKR, RUNS, load, merged, save
 from teacher import DEV, TEACHER
 
 import clipling
@@ -70,19 +70,6 @@ def values(metrics: dict[str, float], dev: dict[str, float], start: tuple[dict[s
     flickr, then = (fmean(d[m] for m in TEN) for d in (dev, start[1]))
     made = {"val_recall@10": fmean(metrics[m] for m in TEN), "cifar10_acc1": accuracy, "flickr8k_dev_recall@10": flickr}
     return {k: round(100 * v, 3) for k, v in (made | {"cifar10_kept": accuracy / before, "flickr8k_kept": flickr / then}).items()}
-
-
-def merged(old: dict[str, dict[str, list]], new: dict[str, dict[str, list]]) -> dict[str, dict[str, list]]:
-    """Both, by arm and seed; the new value where both have one."""
-    made: dict[str, dict[str, list]] = {}
-    for arm in {**old, **new}:
-        rows = {seed: i for i, seed in enumerate(old.get(arm, {}).get("seed", []))}
-        fresh = {seed: i for i, seed in enumerate(new.get(arm, {}).get("seed", []))}
-        for seed in sorted({*rows, *fresh}):
-            source, row = (new[arm], fresh[seed]) if seed in fresh else (old[arm], rows[seed])
-            for key, column in source.items():
-                made.setdefault(arm, {}).setdefault(key, []).append(column[row])
-    return made
 
 
 def main() -> None:

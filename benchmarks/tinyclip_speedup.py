@@ -5,8 +5,8 @@
     python benchmarks/tinyclip_speedup.py --collect
 
 All arms train the same architecture on Flickr8k train. `steps_to_target`: the first evaluation on val (a fixed 5 % of train, measured every
-half epoch) whose recall@10, the mean of both directions, is at least the best that `scratch` reaches, the mean over its seeds. Dev is read
-once a run, at its end.
+half epoch) whose recall@10, the mean of both directions, is at least the best that `scratch` reaches with the same seed. Dev is read once
+a run, at its end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import RUNS, in_parallel, load, mean_and_spread, ratio, save
+from common import RUNS, in_parallel, load, mean_and_spread, merged, ratio, save
 from teacher import DEV, METRICS, TEACHER, TRAIN
 
 import clipling
@@ -84,28 +84,32 @@ def curve(folder: Path) -> list[tuple[int, float, float]]:
 def collect() -> None:
     """Gathers the finished runs into benchmarks/results/tinyclip_speedup.json.
 
-    What that file holds of runs of the same teacher stays, so that seeds may be run on different days.
+    What that file holds of seeds of the same teacher stays, so that seeds may be run on different days.
     """
     result = load("tinyclip_speedup")
     weights = weights_hash(TEACHER / "model")
-    runs = result.get("runs", {}) if result.get("teacher", {}).get("weights") == weights else {}
-    for arm in arms():
-        for path in sorted(folder_of(arm).glob("seed-*/dev.json")):
-            runs.setdefault(arm, {})[path.parent.name.removeprefix("seed-")] = one_run(path.parent)
-    if "scratch" not in runs:
-        raise SystemExit("there is no finished scratch run yet")
-    target = fmean(max(value for _, _, value in run["curve"]) for run in runs["scratch"].values())
-    result["target"] = {"val_recall@10": round(100 * target, 3), "what": "mean over seeds of the best val recall@10 of scratch, %"}
     teacher = read_json(RUNS / "teacher" / "teacher-dev.json")["metrics"]
+    earlier = result["arms"] if result.get("teacher", {}).get("weights") == weights else {}
+    targets = dict(result.get("targets", {})) if earlier else {}
     result["teacher"] = {**{m: round(100 * teacher[m], 3) for m in METRICS}, "weights": weights}
-    result["runs"] = runs
-    result["arms"] = {arm: gather(runs[arm], target, result["teacher"]) for arm in arms() if arm in runs}
+    runs = {arm: {int(p.parent.name.removeprefix("seed-")): one_run(p.parent) for p in found(arm)} for arm in arms()}
+    targets |= {str(seed): round(100 * max(value for _, _, value in run["curve"]), 3) for seed, run in runs["scratch"].items()}
+    fresh = {arm: gather(seeds, targets, result["teacher"]) for arm, seeds in runs.items()}
+    result["targets"] = targets
+    result["arms"] = {arm: rows for arm, rows in merged(earlier, fresh).items() if rows}
+    result["curves"] = {**result.get("curves", {}), **{f"{a} {s}": r["curve"] for a, seeds in runs.items() for s, r in seeds.items()}}
     result["ratios"] = speedups(result["arms"])
     result["settings"] = {a: {"recipe": r, "epochs": e, "set": [*map(plain, (*COMMON, *s))]} for a, (r, e, s) in arms().items()}
     save(result)
     for arm, values in result["arms"].items():
         print(arm, {k: values[k] for k in ("steps_to_target", "seconds_to_target", "i2t_recall@10", "t2i_recall@10", "relative_recall")})
-    print("target", result["target"], "speed-up", result["ratios"])
+    print("targets", targets, "speed-up", result["ratios"])
+
+
+def found(arm: str) -> list[Path]:
+    """The files of an arm's finished runs whose scratch run of the same seed is finished, too: it sets the target."""
+    files = sorted(folder_of(arm).glob("seed-*/dev.json"))
+    return [path for path in files if (folder_of("scratch") / path.parent.name / "dev.json").is_file()]
 
 
 def one_run(folder: Path) -> dict[str, Any]:
@@ -119,32 +123,30 @@ def plain(setting: str) -> str:
     return setting.replace(str(RUNS), "runs")
 
 
-def gather(runs: dict[str, dict[str, Any]], target: float, teacher: dict[str, Any]) -> dict[str, list[Any]]:
+def gather(runs: dict[int, dict[str, Any]], targets: dict[str, float], teacher: dict[str, Any]) -> dict[str, list[Any]]:
     """An arm's values, one a seed."""
-    values: dict[str, list[Any]] = {m: [] for m in (*METRICS, "steps_to_target", "seconds_to_target", "relative_recall", "seconds", "seed")}
-    for seed, run in sorted(runs.items(), key=lambda pair: int(pair[0])):
-        reached = next(((step, seconds) for step, seconds, value in run["curve"] if value >= target), (None, None))
-        values["steps_to_target"].append(reached[0])
-        values["seconds_to_target"].append(reached[1])
-        for m in METRICS:
-            values[m].append(run["dev"][m])
-        ten = [f"{w}_recall@10" for w in ("i2t", "t2i")]
-        values["relative_recall"].append(round(100 * sum(run["dev"][m] for m in ten) / sum(teacher[m] for m in ten), 2))
-        values["seconds"].append(run["seconds"])
-        values["seed"].append(int(seed))
+    values: dict[str, list[Any]] = {}
+    ten = [f"{w}_recall@10" for w in ("i2t", "t2i")]
+    for seed, run in sorted(runs.items()):
+        passed = [(step, seconds) for step, seconds, value in run["curve"] if round(100 * value, 3) >= targets[str(seed)]]
+        reached = passed[0] if passed else (None, None)
+        relative = 100 * sum(run["dev"][m] for m in ten) / sum(teacher[m] for m in ten)
+        row = {"steps_to_target": reached[0], "seconds_to_target": reached[1], **run["dev"], "relative_recall": round(relative, 2)}
+        for key, value in {**row, "seconds": run["seconds"], "seed": seed}.items():
+            values.setdefault(key, []).append(value)
     return values
 
 
 def speedups(made: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
-    """Steps (and seconds) of scratch to the target over those of each arm; scratch is counted to its best where it misses the mean."""
-    found = {}
+    """Steps (and seconds) of scratch to its best over those of each arm to the same recall, seed by seed."""
+    ratios = {}
     for unit in ("steps", "seconds"):
-        scratch = [v for v in made["scratch"][f"{unit}_to_target"] if v is not None]
+        scratch = dict(zip(made["scratch"]["seed"], made["scratch"][f"{unit}_to_target"]))
         for arm, values in made.items():
-            own = [v for v in values[f"{unit}_to_target"] if v]
-            if arm != "scratch" and own and scratch:
-                found[f"{unit} {arm}"] = ratio([fmean(scratch) / v for v in own])
-    return found
+            pairs = [(scratch[seed], own) for seed, own in zip(values["seed"], values[f"{unit}_to_target"]) if own and seed in scratch]
+            if arm != "scratch" and pairs:
+                ratios[f"{unit} {arm}"] = ratio([whole / own for whole, own in pairs])
+    return ratios
 
 
 def main() -> None:
