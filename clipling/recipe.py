@@ -263,6 +263,7 @@ def _check_values(recipe: Recipe, where: str) -> None:
     e = recipe.evaluation
     need(e.patience is None or e.patience >= 1, "evaluation.patience", e.patience, "at least 1, or null")
     need(e.patience is None or e.best != "last", "evaluation.patience", e.patience, "null: evaluation.best = 'last' looks at no value")
+    need(e.patience is None or len(recipe.stages) == 1, "evaluation.patience", e.patience, "null: it would end all stages, not one")
     need(all(0 <= a <= 1 for a in e.interpolate), "evaluation.interpolate", e.interpolate, "shares between 0 and 1")
     need(
         not e.interpolate or not recipe.student.inherit,

@@ -239,7 +239,12 @@ def interpolate(job: Job, state: State) -> Interpolated | None:
 
 
 def threads(count: int | None) -> None:
-    """Number of threads of torch; by default what OMP_NUM_THREADS says, or one a core that this process may use."""
+    """Number of threads of torch; by default what OMP_NUM_THREADS says, or one a core that this process may use.
+
+    Raises UserError for a number below 1.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"--threads is {count}; expected at least 1")
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     wished = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested levels: the first is the outermost
     torch.set_num_threads(count or (int(wished) if wished.isdigit() and int(wished) else allowed))

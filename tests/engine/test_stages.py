@@ -411,6 +411,7 @@ def test_a_whole_run_stops_early_and_says_so(tiny_recipe, tmp_path):
         ({"evaluation.interpolate": [0.0, 1.0]}, "after a surgery"),
         ({"evaluation.patience": 0}, "at least 1"),
         ({"evaluation.patience": 2, "evaluation.best": "last"}, "looks at no value"),
+        ({"evaluation.patience": 2}, "end all stages"),
         ({"optimiser.layer_decay": 1.5}, "at most 1"),
     ],
 )

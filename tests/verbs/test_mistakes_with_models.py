@@ -172,6 +172,8 @@ FINETUNE = [
     (["--layer-decay", "0"], "--layer-decay 0.0: expected a number above 0"),
     (["--layer-decay", "1.5"], "--layer-decay"),
     (["--patience", "0"], "patience"),
+    (["--threads", "0"], "--threads is 0; expected at least 1"),
+    (["--threads", "-2"], "--threads is -2"),
     (["--lr", "0"], "learning_rate"),
     (["--freeze", "img"], "image"),
     (["--set", "evaluation.intrpolate=[]"], "interpolate"),
