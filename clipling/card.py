@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from clipling.card_rows import made_of, measured, short
-from clipling.models import lite
+from clipling.models import lite, siglip_towers
 from clipling.recipe import Recipe
 
 _TEMPLATE = """\
@@ -54,6 +54,13 @@ STOCK = """\
     import open_clip
     model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_THIS_FOLDER")"""
 OWN_TOWER = "    import clipling.models.lite  # timm learns the name of the image tower\n" + STOCK
+SIGLIP_TOWER = (
+    """\
+    from clipling.models.siglip_towers import register
+    register("{name}")  # timm learns the name of the image tower
+"""
+    + STOCK
+)
 IRREGULAR = """\
 Its layers differ in size, which stock open_clip cannot build:
 
@@ -81,15 +88,18 @@ def model_card(
         kind="photos (without captions)" if recipe.data.bare else "image-text pairs",
         held_out="photos" if recipe.data.bare else "pairs",
         chosen=recipe.evaluation.best != "last",
-        opened=_opened(config or {}),
+        opened=how_to_open(config or {}),
         licences=dict(licences),
         taught=STARTED if recipe.teachers or recipe.student.init or recipe.student.inherit else FROZEN,
         restricted=", ".join(f"`{name}`" for name in restricted),
     )
 
 
-def _opened(config: Mapping[str, Any]) -> str:
+def how_to_open(config: Mapping[str, Any]) -> str:
+    """Markdown: the lines of Python that open a saved student of this config."""
     if config.get("pruned"):
         return IRREGULAR
     tower = config.get("model_cfg", {}).get("vision_cfg", {}).get("timm_model_name")
+    if siglip_towers.is_ours(tower):
+        return SIGLIP_TOWER.format(name=tower)
     return OWN_TOWER if tower in lite.default_cfgs else STOCK

@@ -23,6 +23,9 @@ EXTRA_OF = {
         ("torch", "torchvision", "timm", "open_clip", "safetensors", "pyarrow", "sklearn", "scipy", "matplotlib", "psutil"), "train"
     ),
     **dict.fromkeys(("transformers", "sentence_transformers"), "guides"),
+    **dict.fromkeys(("onnxruntime", "tokenizers", "ftfy"), "runtime"),
+    **dict.fromkeys(("onnx", "onnxscript"), "onnx"),
+    **dict.fromkeys(("fastapi", "uvicorn", "starlette", "usearch", "python_multipart"), "serve"),
 }
 
 
@@ -38,8 +41,13 @@ def verbs() -> dict[str, Callable[..., Any]]:
         "eval": clipling.evaluate,
         "report": clipling.report,
         "compare": clipling.compare,
+        "convert": clipling.convert,
+        "export": clipling.export,
+        "latency": clipling.latency,
         "predict": clipling.predict,
         "embed": clipling.embed,
+        "search index": clipling.search_index,
+        "search serve": clipling.search_serve,
         "bank": clipling.bank,
         "check": clipling.check,
         "show": clipling.show,
@@ -49,13 +57,15 @@ def verbs() -> dict[str, Callable[..., Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 a check failed, 2 a user's mistake, 130 stopped by Ctrl-C (state saved where the verb has any)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["data"] and len(arguments) > 1:
+    if arguments[:1] in (["data"], ["search"]) and len(arguments) > 1:
         if arguments[1] in ("-h", "--help"):
-            arguments.insert(1, "inspect")  # the only verb about data
+            arguments.insert(1, "inspect" if arguments[0] == "data" else "index")  # the only verb about data, the first of search
         arguments[:2] = [" ".join(arguments[:2])]  # tyro takes one word for a subcommand
     try:
         if arguments == ["data"]:
             raise UserError("data: what about it? Say: clipling data inspect SOURCE (its flags: clipling data --help)")
+        if arguments == ["search"]:
+            raise UserError("search: what about it? Say: clipling search index MODEL IMAGES --out INDEX, then: clipling search serve INDEX")
         name, result, as_json = _call(arguments)
     except UserError as error:
         print(f"clipling: {error}", file=sys.stderr)

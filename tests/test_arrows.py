@@ -25,6 +25,8 @@ ORDER = [
     "engine",
     "adapt",
     "evals",
+    "runtime",
+    "deploy",
 ]
 ORDER += [
     "card_rows",
@@ -39,6 +41,8 @@ ORDER += [
     "assess",
     "suites",
     "files",
+    "converted_card",
+    "conversion",
     "recipes",
     "distillation",
     "compression",

@@ -9,6 +9,7 @@ import pytest
 from clipling.card import model_card
 from clipling.card_rows import architecture, last_parts
 from clipling.models.catalogue import zoo_config
+from clipling.models.siglip_towers import tower_name
 from clipling.recipe import load_recipe, with_settings
 
 SUMMARY = {
@@ -75,6 +76,16 @@ def test_a_student_from_scratch_borrows_nothing():
     assert "teacher" not in said
     assert "started from" not in said
     assert "slightly optimistic" not in said
+
+
+def test_how_each_tower_of_timm_is_opened():
+    tower = tower_name(width=96, layers=2, heads=4, units=384, patch=16, size=224, activation="tanh")
+    made = with_settings(load_recipe("clip"), {"data.source": "photos"})
+    for name, expected in ((tower, f'register("{tower}")'), ("mobilenetv3_small_025", "import clipling.models.lite"), ("resnet18", "")):
+        said = model_card({**SUMMARY, "about": {}}, made, {}, config={"model_cfg": {"vision_cfg": {"timm_model_name": name}}})
+        assert expected in said
+        assert ("clipling.models" in said) is bool(expected)
+        assert "open_clip.create_model_and_transforms" in said
 
 
 def test_layouts_in_words():

@@ -40,12 +40,21 @@ def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> Image.Image:
         ImageError: broken, truncated, unknown or too large.
     """
     try:
-        image = _open(data, pixel_limit)
-        image.load()
-        return _upright(image, _to_rgb(image))
+        return to_rgb(_open(data, pixel_limit))
     except ImageError:
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+        raise ImageError(_reason(error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """What `decode` makes of a picture that Pillow has opened; a result of its own is left as it is. Raises ImageError."""
+    try:
+        image.load()
+        made = _upright(image, _to_rgb(image))
+        made.info = {}  # the rotation that it names is done
+        return made
+    except Exception as error:
         raise ImageError(_reason(error)) from error
 
 

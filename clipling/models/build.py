@@ -11,7 +11,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from clipling.errors import UserError, missing_extra, near
-from clipling.models import lite  # noqa: F401 (timm learns the names of our narrower towers)
+from clipling.models import lite, siglip_towers  # noqa: F401 (timm learns the names of our narrower towers from lite)
 from clipling.models.irregular import put_blocks
 from clipling.models.irregular_config import checked_pruned, stand_in_cfg
 
@@ -77,6 +77,7 @@ def build_model(config: dict[str, Any], text_folder: Path | None) -> CustomTextC
     model_cfg.pop("custom_text")
     if "hf_model_name" in model_cfg["text_cfg"]:
         model_cfg["text_cfg"]["hf_model_name"] = str(text_folder)
+    siglip_towers.register(model_cfg["vision_cfg"].get("timm_model_name") or "")
     try:
         model = CustomTextCLIP(**model_cfg)
         put_blocks(model, config["model_cfg"], pruned)

@@ -19,8 +19,10 @@ from clipling.models.build import checked_config, find_text_folder
 from clipling.models.catalogue import zoo_config, zoo_names, zoo_table
 from clipling.models.dual import Student
 from clipling.models.inits import init_image, init_text, load_exactly, read_weights
-from clipling.models.transformers_clip import CONFIG as TRANSFORMERS_CONFIG
-from clipling.models.transformers_clip import clip_config, clip_state, hub_folder, weight_files
+from clipling.models.transformers_clip import clip_config, clip_state
+from clipling.models.transformers_files import CONFIG as TRANSFORMERS_CONFIG
+from clipling.models.transformers_files import hub_folder, model_type, weight_files
+from clipling.models.transformers_siglip import siglip_config, siglip_state
 from clipling.store import atomic_produce, atomic_write, cache_dir, disk_error, read_json
 
 __all__ = ["new_student", "open_student", "save_student", "zoo_config", "zoo_names", "zoo_table"]
@@ -108,7 +110,7 @@ def save_student(student: Student, folder: Path | str, card: str | None = None) 
                 raise disk_error(error, old) from error
     atomic_produce(folder / WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
     if student.text_folder is not None and student.text_folder.resolve() != folder.resolve():
-        for name in TEXT_FILES:
+        for name in TEXT_FILES if "hf_model_name" in student.config["model_cfg"]["text_cfg"] else TEXT_FILES[1:]:
             source = student.text_folder / name
             if source.is_file():
                 atomic_produce(folder / name, lambda path, source=source: shutil.copyfile(source, path))
@@ -134,8 +136,8 @@ def open_student(spec: str | Path) -> Student:
     """A trained student, in evaluation mode.
 
     spec: a folder in open_clip's layout (`local-dir:` before it is allowed), a run folder (its `model/` is opened), the
-    folder of a transformers CLIP (`transformers:` before it where both layouts are there), `NAME@TAG`, a pretrained model of
-    open_clip (which downloads it), or `transformers:NAME`, a CLIP of the hub.
+    folder of a transformers CLIP or SigLIP (`transformers:` before it where both layouts are there), `NAME@TAG`, a pretrained
+    model of open_clip (which downloads it), or `transformers:NAME`, a CLIP or SigLIP of the hub.
     """
     text = str(spec)
     if text.startswith("transformers:"):
@@ -177,12 +179,18 @@ def _open_folder(folder: Path) -> Student:
 
 
 def _open_transformers(folder: Path) -> Student:
-    config = clip_config(folder)
+    kind = model_type(folder)
+    if kind not in ("clip", "siglip"):
+        raise UserError(
+            f"{folder / TRANSFORMERS_CONFIG} is of model_type {kind!r}. Of the models of transformers only CLIP ('clip') and SigLIP "
+            "('siglip'), both towers, can be opened; a model in open_clip's layout has an open_clip_config.json"
+        )
+    config = clip_config(folder) if kind == "clip" else siglip_config(folder)
     files = weight_files(folder)
     if not files:
         raise _no_weights(folder, "model.safetensors")
-    student = _seeded(config, 0)
-    load_exactly(student.model, clip_state(files), str(folder))
+    student = _seeded(config, 0, folder)
+    load_exactly(student.model, clip_state(files) if kind == "clip" else siglip_state(files), str(folder))
     return student.eval()
 
 

@@ -12,6 +12,8 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
+from clipling.errors import missing_extra
+
 Tokenise = Callable[[list[str]], Tensor]
 
 SOT, EOT = 49406, 49407
@@ -69,5 +71,10 @@ def tokenizer(text_cfg: dict[str, Any], folder: Path | None) -> Tokenise:
     length = text_cfg.get("context_length", 77)
     options = text_cfg.get("tokenizer_kwargs") or {}
     if folder is not None:
-        return HFTokenizer(str(folder), context_length=length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options)
+        try:
+            return HFTokenizer(str(folder), context_length=length, tokenizer_mode=text_cfg.get("tokenizer_mode"), **options)
+        except ModuleNotFoundError:
+            raise
+        except ImportError as error:  # transformers' own, of what a kind of tokenizer needs
+            raise missing_extra(f"what the tokenizer of {folder} needs ({' '.join(str(error).split())[:200]})", "guides") from error
     return SimpleTokenizer(context_length=length, **options) if options else ClipTokens(length)

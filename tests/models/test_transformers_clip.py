@@ -20,6 +20,7 @@ transformers = pytest.importorskip("transformers")
 from clipling.data.views import eval_pixels  # noqa: E402
 from clipling.errors import UserError  # noqa: E402
 from clipling.models.hub import new_student, open_student, save_student  # noqa: E402
+from clipling.models.irregular_config import mlp_ratio  # noqa: E402
 from clipling.models.transformers_clip import _TEXT, _VISION, clip_config  # noqa: E402
 from tests.models.making import CAPTIONS, pictures  # noqa: E402
 
@@ -130,12 +131,9 @@ def test_other_shapes_and_settings(tmp_path):
 
 def test_every_inner_width_is_built():
     """open_clip builds int(width * ratio): the ratio must never round down."""
-    from clipling.models.transformers_clip import _tower
-
     for width in (32, 44, 49, 96, 768):
         for inner in range(1, 5 * width):
-            part = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": 1, "layer_norm_eps": 1e-5}
-            assert int(width * _tower(part)["mlp_ratio"]) == inner
+            assert int(width * mlp_ratio(width, inner)) == inner
 
 
 def test_shards_give_the_same_as_one_file(saved, tmp_path):
@@ -236,7 +234,7 @@ def test_a_model_of_the_hub_that_is_kept_here(saved, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "siglip"}, "of model_type 'siglip'.*only CLIP"),
+        ({"model_type": "blip"}, "of model_type 'blip'.*only CLIP"),
         ({"text_config__hidden_act": "gelu"}, "hidden_act is 'gelu' for text and 'quick_gelu' for pictures"),
         ({"text_config__hidden_act": "relu", "vision_config__hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"text_config__vocab_size": 49410}, "vocab_size is 49410; only CLIP's own 49408 tokens"),

@@ -21,8 +21,12 @@ SURFACE = {
     " out threads json",
     "report": "results out first pictures json",
     "compare": "runs out pictures json",
+    "convert": "model to out config overwrite json",
+    "export": "model out overwrite json",
     "predict": "model images classes templates top out image_column threads json",
     "embed": f"model source out {COLUMNS} threads json",
+    "search index": "model images out threads overwrite json",
+    "search serve": "index host port threads name",
     "bank": f"source out image_encoder text_encoder image_size {COLUMNS} group threads json",
     "check": "file json",
     "show": "what json",
@@ -47,4 +51,4 @@ def test_verbs_stand_in_the_order_of_their_use():
 def test_every_verb_is_a_function_of_the_package():
     import clipling
 
-    assert {verb.__name__ for verb in verbs().values()} | {"__version__"} == set(clipling.__all__)
+    assert {verb.__name__ for verb in verbs().values()} | {"__version__", "load", "Search"} == set(clipling.__all__)

@@ -118,7 +118,8 @@ def _text(student: Student, dataset: Dataset) -> dict[str, Any]:
 
 def _counted(student: Student, call: Callable[[], Any]) -> int:
     counter = FlopCounterMode(display=False)
-    with student.evaluating(), _nothing_fused(), counter:
+    # With gradients: the counter's hooks fail on a view of a parameter without (the latent query of SigLIP's pooling).
+    with student.evaluating(), _nothing_fused(), torch.enable_grad(), counter:
         call()
     return int(counter.get_total_flops())
 
