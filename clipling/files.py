@@ -16,9 +16,8 @@ from clipling.data.pairs import Pairs
 from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.evals.suite.dataset import Dataset
-from clipling.evals.zeroshot import class_features
 from clipling.store import atomic_produce, atomic_write
-from clipling.suites import subject_of
+from clipling.subjects import subject_of
 
 GUESSES = 3
 BLOCK = 4096  # rows in memory at once
@@ -65,7 +64,8 @@ def predict(
     Probabilities are the softmax over the classes of scale times cosine.
 
     classes: a file with one name a line, or names separated by commas. out: a `.csv`, `.jsonl` or `.parquet` file; without it the
-    first rows are returned alone. Raises UserError for fewer than two names, for repeated ones and for another ending of `out`.
+    first rows are returned alone. Raises UserError for fewer than two names, for repeated ones, for another ending of `out`, and
+    for a model whose features or scale are not finite.
     """
     names = class_names(classes)
     top = min(GUESSES, len(names)) if top is None else top
@@ -75,7 +75,7 @@ def predict(
         raise UserError(f"--out {out}: give a {', '.join(PREDICTION_FILES)} file")
     prompts = read_templates(templates) if templates else list(DEFAULT_TEMPLATES)
     subject, dataset = subject_of(model), _pictures(images, columns or {})
-    image, text = subject.images(dataset), class_features(subject.student, names, prompts)
+    image, text = subject.images(dataset), subject.prompted(names, prompts)
     keys, rows = dataset.pairs.keys, lambda: _rows(image, text, names, dataset.pairs.keys, subject.scale, top)
     if out is not None:
         atomic_produce(out, lambda path: WRITERS[out.suffix](path, rows(), top))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipling.assess import budget, describe, model_folder, seen_in_training
+from clipling.assess import seen_in_training
 from clipling.errors import UserError, near
-from clipling.evals.results import CLASSIFICATION, RETRIEVAL, Result, read_results, weights_hash
+from clipling.evals.results import CLASSIFICATION, RETRIEVAL, Result, read_results
 from clipling.evals.suite import judge
 from clipling.evals.suite.compared import Comparison, ModelResults
 from clipling.evals.suite.dataset import Dataset
-from clipling.evals.suite.plan import DatasetSpec, Plan, named_plan, read_plan
+from clipling.evals.suite.plan import DatasetSpec, Plan, named_plan
+from clipling.evals.suite.plan_file import read_plan
 from clipling.evals.suite.run import Outcome, run_plan
 from clipling.evals.suite.subject import Subject
-from clipling.models.dual import Student
-from clipling.models.hub import new_student, open_student
-from clipling.store import read_json
+from clipling.subjects import start_of, subject_of
 
 BESIDE = frozenset({CLASSIFICATION, RETRIEVAL, "queries"})
 """What is measured of the untrained start and of ready-made models: the numbers that verdicts are about."""
@@ -62,7 +60,7 @@ def run_suite(
     if beside.untrained:
         start = start_of(model, main.student)
         if start.model_hash != main.model_hash:
-            outcomes["untrained"] = _beside(start, plan, out, opened, "untrained", say)
+            outcomes["untrained"] = _beside(start, plan, out, opened, "untrained", say, start_of=main.model_hash)
     chosen = beside.ready if beside.ready is not None else tuple(ready.cached()[:1])
     for number, name in enumerate(chosen):
         outcomes[f"ready {number}"] = _beside(subject_of(name), plan, out, opened, "ready", say)
@@ -70,78 +68,61 @@ def run_suite(
     return {**written, **_as_json(main, made, outcomes, plan)}
 
 
-def _beside(subject: Subject, plan: Plan, out: Path, opened: dict[str, Dataset], role: str, say: Callable[[str], Any]) -> Outcome:
+def _beside(
+    subject: Subject, plan: Plan, out: Path, opened: dict[str, Dataset], role: str, say: Callable[[str], Any], start_of: str = ""
+) -> Outcome:
     """Results of other roles live in a folder of their own, so that CLIP_benchmark's tools see one model a folder."""
-    return run_plan(subject, plan, out / role, opened=opened, tasks=BESIDE, say=say)
-
-
-def subject_of(model: str, name: str | None = None) -> Subject:
-    """The model as a subject: named by its run, its folder or its open_clip name, and by its weights."""
-    student = open_student(model)
-    shown, tag = describe(model)
-    found = weights_hash(model_folder(model)) or state_hash(student)
-    tag = tag if "@" in model else f"{tag}-{found[:8]}".strip("-")
-    return Subject(student, name or _telling(model, shown), pretrained=tag, model_hash=found, spec=model, budget=budget(model, student))
-
-
-def _telling(model: str, shown: str) -> str:
-    """A folder that is just called `model` is named by the folder above."""
-    parts = Path(model.removeprefix("local-dir:")).parts
-    return parts[-2] if shown == "model" and len(parts) > 1 else shown
-
-
-def start_of(model: str, student: Student) -> Subject:
-    """The weights that training began with, where a run says so; otherwise random ones of the same architecture."""
-    config, seed, init = student.local_config, 0, None
-    summary, recipe = Path(model) / "summary.json", Path(model) / "recipe.yaml"
-    if summary.is_file() and recipe.is_file():
-        from clipling.recipe import from_yaml
-        from clipling.starts import real_init
-
-        read = from_yaml(recipe)
-        seed = int(read_json(summary)["seed"])
-        init = None if "pruned" in config else real_init(read)
-    try:
-        made = new_student(config, seed=seed, init=init)
-    except UserError:  # what it began with is gone: random weights then
-        made, init = new_student(config, seed=seed), None
-    found = state_hash(made)
-    name = f"{_telling(model, describe(model)[0])}, {'start' if init else 'random weights'}"
-    return Subject(made.eval(), name, pretrained=found[:8], model_hash=found, spec="", budget={"parameters": made.sizes()["total"]})
-
-
-def state_hash(student: Student) -> str:
-    """SHA-256 over names and values of all weights, for models that were not read from a file of ours."""
-    digest = hashlib.sha256()
-    for name, value in sorted(student.stock_state().items()):
-        digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return run_plan(subject, plan, out / role, opened=opened, tasks=BESIDE, start_of=start_of, say=say)
 
 
 def report(folders: Sequence[Path], out: Path, *, pictures: bool = True, first: str | None = None, credits: str = "") -> dict[str, Any]:
     """One page for the results in these folders. `first`: the label of the model that the others are compared with."""
     from clipling.evals.suite.page import write_page
 
-    found = [group for folder in folders for group in read_models(folder)]
-    if not any(model.role == "model" for model, _ in found):
+    found = [read_models(folder) for folder in folders]
+    if not any(model.role == "model" for group in found for model in group):
         places = ", ".join(map(str, folders))
         raise UserError(f"{places}: no results. Make some with: clipling eval MODEL --suite quick --data SRC --out DIR")
-    found.sort(key=lambda pair: (first not in (pair[0].label, _short(pair[0].label)), ROLES.index(pair[0].role)))
-    if first is not None and first not in (found[0][0].label, _short(found[0][0].label)):
-        raise UserError(f"--first {first!r} is none of the models. {near(first, [_short(model.label) for model, _ in found])}")
-    names = _names([model.label for model, _ in found])
-    models = [replace(model, label=name, colour=number) for number, ((model, _), name) in enumerate(zip(found, names))]
-    comparison = judge.compare(models, {name: folder for name, (_, folder) in zip(names, found)})
+    # What stands beside several models is compared by the results of the first one's folder.
+    found.sort(key=lambda group: not any(_called(model, first) for model in group))
+    merged = joined([model for group in found for model in group])
+    merged.sort(key=lambda model: (not _called(model, first), ROLES.index(model.role)))
+    if first is not None and not _called(merged[0], first):
+        raise UserError(f"--first {first!r} is none of the models. {near(first, [_short(model.label) for model in merged])}")
+    names = _names([model.label for model in merged])
+    models = [replace(model, label=name, colour=number) for number, (model, name) in enumerate(zip(merged, names))]
+    comparison = judge.compare(models)
     write_page(out, models, comparison, pictures=pictures, credits=credits)
     return {"report": str(out), "verdict": verdict_text(comparison), "tone": comparison.tone, "warnings": comparison.warnings}
 
 
+def _called(model: ModelResults, name: str | None) -> bool:
+    return name in (model.label, _short(model.label))
+
+
+def joined(models: Sequence[ModelResults]) -> list[ModelResults]:
+    """One entry a model: results of one model on several datasets add up, and what stands beside several models is there once.
+
+    Raises UserError for two results of a user's model on one dataset.
+    """
+    made: dict[tuple[str, str], ModelResults] = {}
+    for model in models:
+        what = min(model.hashes, default=model.label)
+        key = (model.role, f"{model.label} {what}" if model.role == "model" else what)
+        known = made.setdefault(key, model)
+        if known is not model:
+            if model.role == "model" and model.places.keys() & known.places.keys():
+                raise UserError(f"the results of {model.label} are given twice; give every folder once")
+            more = [r for r in model.results if (r.dataset, r.task) not in known.places]
+            owners = sorted(known.start_of | model.start_of)
+            results = [replace(r, made={**r.made, "start_of": owners}) if owners else r for r in (*known.results, *more)]
+            made[key] = replace(known, results=results, places={**model.places, **known.places})
+    return list(made.values())
+
+
 def _names(labels: Sequence[str]) -> list[str]:
-    """Labels without the hash of the weights, where they differ without it. Raises UserError for a label that is there twice."""
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(f"the results of {label} are given twice; give every folder once")
+    """Labels without the hash of the model, where they differ without it; with a number where one label has several models."""
+    labels = [f"{label} ({labels[:n].count(label) + 1})" if labels.count(label) > 1 else label for n, label in enumerate(labels)]
     short = [_short(label) for label in labels]
     return [few if short.count(few) == 1 else label for few, label in zip(short, labels)]
 
@@ -150,7 +131,7 @@ def _short(label: str) -> str:
     return re.sub(r"[ -][0-9a-f]{8}$", "", label)
 
 
-def read_models(folder: Path) -> list[tuple[ModelResults, Path]]:
+def read_models(folder: Path) -> list[ModelResults]:
     """The models whose results are in a folder, and in its folders `untrained` and `ready`."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of results. Make one with: clipling eval MODEL --suite quick --data SRC --out {folder}")
@@ -159,7 +140,10 @@ def read_models(folder: Path) -> list[tuple[ModelResults, Path]]:
         groups: dict[str, list[Result]] = {}
         for result in read_results(place):
             groups.setdefault(_identity(result), []).append(result)
-        made += [(ModelResults(label, 0, results, role), place) for label, results in groups.items()]
+        made += [
+            ModelResults(label, 0, results, role, {(r.dataset, r.task): place for r in results})  # type: ignore[arg-type]
+            for label, results in groups.items()
+        ]
     return made
 
 

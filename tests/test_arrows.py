@@ -39,6 +39,7 @@ ORDER += [
     "outcome",
     "run",
     "assess",
+    "subjects",
     "suites",
     "files",
     "converted_card",

@@ -75,7 +75,7 @@ def text_model(student: Student) -> tuple[onnx.ModelProto, bool]:
 
 def _traced(module: nn.Module, example: Tensor, free: dict[int, str], what: str) -> onnx.ModelProto:
     """The module as torch.export traces it. `free` names the dimensions that may vary."""
-    shapes = ({place: torch.export.Dim.DYNAMIC for place in free},)
+    shapes = (dict.fromkeys(free, torch.export.Dim.DYNAMIC),)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

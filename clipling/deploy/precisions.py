@@ -84,22 +84,31 @@ class Trial:
         """The first attempt that passes, beside the graph of the other tower that was accepted before it. Raises UserError."""
         attempts = self.int8(side) if precision == "int8" else self.fp16(side)
         file = Path(self.fp32(side)).stem + f".{precision}.onnx"
-        for number, (model, settings) in enumerate(attempts, 1):
+        number, before = 0, b""
+        for model, settings in attempts:
             content = model.SerializeToString(deterministic=True)
-            with tempfile.TemporaryDirectory() as place:
-                path = Path(place) / file
-                path.write_bytes(content)
-                found = self.embedded(side, path, only=PARTS[side][0])
-                finding = self.finding(side, file, found, settings | {"bytes": len(content)}, measured=False)
-                if finding.passed and (self.samples.retrieval or self.samples.labelled):
-                    found = self.embedded(side, path)
-                    finding = self.finding(side, file, found, settings | {"bytes": len(content)}, measured=True)
+            if content == before:
+                continue  # a graph without sums and products is the same without them
+            number, before = number + 1, content
+            found, finding = self.tried(side, file, content, settings | {"bytes": len(content)})
             self.say(f"{file}, attempt {number}: {'passed' if finding.passed else '; '.join(finding.failed)}")
             if finding.passed:
                 self.accepted |= found
                 self.files[side] = file
                 return content, finding
         raise refusal(finding, number)
+
+    def tried(self, side: str, file: str, content: bytes, settings: dict[str, Any]) -> tuple[dict[str, np.ndarray], Finding]:
+        """One attempt: the embeddings and what was found. What is far off already on the calibration rows is measured no further."""
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / file
+            path.write_bytes(content)
+            found = self.embedded(side, path, only=PARTS[side][0])
+            finding = self.finding(side, file, found, settings, measured=False)
+            if finding.passed and (self.samples.retrieval or self.samples.labelled):
+                found = self.embedded(side, path)
+                finding = self.finding(side, file, found, settings, measured=True)
+        return found, finding
 
     def finding(self, side: str, file: str, found: dict[str, np.ndarray], settings: dict[str, Any], measured: bool) -> Finding:
         """Cosine over all rows that were embedded, and, where `measured`, the drops with the other tower's accepted graph."""

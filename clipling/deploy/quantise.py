@@ -8,6 +8,7 @@ and so does any layer that the caller names.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,17 +76,35 @@ def static(model: onnx.ModelProto, ranges: Any, keep: Collection[str] = (), betw
     from onnxruntime.quantization.quant_utils import save_and_reload_model_with_shape_infer
 
     kinds = [*WEIGHTED, *CUTS, *(BETWEEN if between else ())]
-    alone = [*keep, *_cuts_after(model, keep), *before_first(model)]
+    cuts = _cuts_beside(model, keep)
+    alone = [*keep, *(node.name for node in cuts), *before_first(model)]
+    ranges = _cut_ranges(model, ranges, cuts)
     shaped = save_and_reload_model_with_shape_infer(_copy(model))
     quantiser = QDQQuantizer(shaped, True, False, QuantType.QInt8, QuantType.QUInt8, ranges, [], alone, kinds, {})
     quantiser.quantize_model()
     return _finished(tables(quantiser.model.model))
 
 
-def _cuts_after(model: onnx.ModelProto, keep: Collection[str]) -> list[str]:
-    """The names of the ReLUs behind layers in fp32: quantised alone, they would round the uncut range before they cut it."""
-    values = {name for node in model.graph.node if node.name in keep for name in node.output}
-    return [node.name for node in model.graph.node if node.op_type in CUTS and node.input[0] in values]
+def _cuts_beside(model: onnx.ModelProto, keep: Collection[str]) -> list[onnx.NodeProto]:
+    """The ReLUs before and behind layers in fp32, which stay in fp32, too.
+
+    Behind: quantised alone, they would round the uncut range before they cut it. Before: the quantiser takes a ReLU away where
+    the rounding to its range cuts as well, and does so even where no rounding follows (onnxruntime 1.32).
+    """
+    kept = [node for node in model.graph.node if node.name in keep]
+    beside = {name for node in kept for name in (*node.input, *node.output)}
+    return [node for node in model.graph.node if node.op_type in CUTS and beside & {node.input[0], node.output[0]}]
+
+
+def _cut_ranges(model: onnx.ModelProto, ranges: Any, cuts: Iterable[onnx.NodeProto]) -> Any:
+    """The ranges, where what a ReLU alone reads has the range of what it gives: the rest of it is cut off anyway."""
+    from onnxruntime.quantization.calibrate import TensorsData
+
+    values, readers = dict(ranges.items()), Counter(name for node in model.graph.node for name in node.input)
+    for node in cuts:
+        if readers[node.input[0]] == 1 and node.input[0] in values and node.output[0] in values:
+            values[node.input[0]] = values[node.output[0]]
+    return TensorsData(ranges.calibration_method, values)
 
 
 def calibrate(model: onnx.ModelProto, rows: np.ndarray) -> Any:
@@ -143,17 +162,18 @@ def tables(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _split_table(graph: onnx.GraphProto, tensor: onnx.TensorProto, readers: list[onnx.NodeProto]) -> None:
-    name = tensor.name
+    name = f"{tensor.name}/table"
     codes, scales = row_codes(numpy_helper.to_array(tensor))
     graph.initializer.remove(tensor)
-    graph.initializer.extend([numpy_helper.from_array(codes, f"{name}_int8"), numpy_helper.from_array(scales, f"{name}_scale")])
+    graph.initializer.extend([numpy_helper.from_array(codes, f"{name}_codes"), numpy_helper.from_array(scales, f"{name}_scales")])
     for node in readers:
         ids, out, place = node.input[1], node.output[0], list(graph.node).index(node)
+        codes, whole, scale = f"{out}/codes", f"{out}/whole", f"{out}/scale"
         made = [
-            helper.make_node("Gather", [f"{name}_int8", ids], [f"{out}_int8"], f"{node.name}_int8"),
-            helper.make_node("Cast", [f"{out}_int8"], [f"{out}_whole"], f"{node.name}_cast", to=TensorProto.FLOAT),
-            helper.make_node("Gather", [f"{name}_scale", ids], [f"{out}_scale"], f"{node.name}_scale"),
-            helper.make_node("Mul", [f"{out}_whole", f"{out}_scale"], [out], f"{node.name}_scaled"),
+            helper.make_node("Gather", [f"{name}_codes", ids], [codes], f"{node.name}/codes"),
+            helper.make_node("Cast", [codes], [whole], f"{node.name}/whole", to=TensorProto.FLOAT),
+            helper.make_node("Gather", [f"{name}_scales", ids], [scale], f"{node.name}/scale"),
+            helper.make_node("Mul", [whole, scale], [out], f"{node.name}/scaled"),
         ]
         graph.node.remove(node)
         for offset, new in enumerate(made):

@@ -30,7 +30,7 @@ def export_hf(student: Student, options: dict[str, Any]) -> Exported:
     backend = getattr(wrapped, "backend_tokenizer", None)
     if backend is None or wrapped.padding_side != "right" or getattr(wrapped, "truncation_side", "right") != "right":
         raise UserError(
-            f"the tokenizer {type(wrapped).__name__} of the student cannot be exported: it has no tokenizers backend, or works from the left"
+            f"the tokenizer {type(wrapped).__name__} of the student cannot be exported: it is no fast one, or works from the left"
         )
     start, end = _around(wrapped)
     content = json.loads(backend.to_str())

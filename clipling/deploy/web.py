@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.entities import html5
 from importlib import metadata, resources
 from pathlib import Path
@@ -28,12 +28,22 @@ CARRIED = ("README.md", "gate.json")  # of the exported folder, where they are t
 
 
 def export_web(
-    model: str, out: Path, *, make: Callable[[Path], Any], runtime: Path | None = None, overwrite: bool = False
+    model: str,
+    out: Path,
+    *,
+    make: Callable[[Path], Any],
+    precision: Sequence[str] = (),
+    runtime: Path | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """The web folder of any model, or of a folder that was exported before (then torch is not needed).
 
-    make: exports the model into the folder it is given. The rest as in `write_web`.
+    make: exports the model into the folder it is given, in the `precision` that was asked for. The rest as in `write_web`.
     """
+    if "fp16" in precision:
+        raise UserError("--precision fp16 is not for --to web: browsers have no kernels for it. Say --precision int8, or leave it out")
+    if precision and (Path(model) / NAME).is_file():
+        raise UserError(f"{model} is exported already; --precision would be ignored. Give the model itself, or leave --precision out")
     check_place(out, overwrite, MARK)
     if (Path(model) / NAME).is_file():
         return write_web(Path(model), out, runtime, overwrite)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from clipling.errors import UserError
 from clipling.store import read_json, write_json
@@ -28,6 +28,8 @@ TASKS = SUITE_TASKS
 class Result:
     """One model on one dataset."""
 
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"allow_inf_nan": False}
+
     dataset: str
     model: str
     task: str
@@ -40,7 +42,7 @@ class Result:
     data_hash: str = ""
     """Fingerprint of the pairs, or of the labelled pictures."""
     model_hash: str = ""
-    """SHA-256 of the weights file."""
+    """SHA-256 of weights, config and tokenizer (subjects.model_hash); of a result without a suite, of the weights file."""
     budget: dict[str, float] = field(default_factory=dict)
     """samples_seen, seconds, parameters: what the model cost."""
     size: dict[str, int] = field(default_factory=dict)
@@ -50,7 +52,9 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     """What makes the numbers worth less, such as pictures that the model was trained on."""
     spec: str = ""
-    """The source as the user wrote it."""
+    """The source, its path cut to the last part: results are shown to others."""
+    family: str = ""
+    """What datasets share that are one in several languages."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the evaluator, with its version."""
     details: dict[str, Any] = field(default_factory=dict)
@@ -65,9 +69,9 @@ class Result:
             raise ValueError(f"task is {self.task!r}; expected one of {', '.join(TASKS)}")
 
     def filename(self) -> str:
-        """CLIP_benchmark's `{dataset}_{pretrained}_{model}_{language}_{task}.json`, safe as a file name."""
-        parts = (self.dataset, self.pretrained, self.model, self.language)
-        return "_".join([*map(_safe, parts), self.task]) + ".json"
+        """CLIP_benchmark's `{dataset}_{pretrained}_{model}_{language}_{task}.json`, safe as a file name of at most 240 bytes."""
+        parts = ((self.dataset, 80), (self.pretrained, 40), (self.model, 60), (self.language, 16))
+        return "_".join([*(safe(name, most) for name, most in parts), self.task]) + ".json"
 
     def content(self) -> dict[str, Any]:
         """What the file holds."""
@@ -98,9 +102,21 @@ def read_result(path: Path) -> Result:
     if content["task"] not in TASKS:
         raise UserError(f"{path}: task is {content['task']!r}; clipling reads {', '.join(TASKS)}")
     known = {name: content[name] for name in Result.__dataclass_fields__ if content.get(name) is not None}
-    known["metrics"] = _our_names(content["metrics"])
-    known["intervals"] = {name: tuple(pair) for name, pair in known.get("intervals", {}).items()}
-    return Result(**known)
+    if isinstance(known.get("metrics"), dict):
+        known["metrics"] = _our_names(known["metrics"])
+    return _shaped(known, path)
+
+
+def _shaped(known: Mapping[str, Any], path: Path) -> Result:
+    """A result whose parts are of the kinds that they must be. Raises UserError naming the part that is not."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from clipling.evals.checked import mistake
+
+    try:
+        return TypeAdapter(Result).validate_python(known)
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged: {mistake(Result, error)}. Make it again with `clipling eval`.") from error
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -129,5 +145,11 @@ def weights_hash(model_folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-.@" else "-" for c in name).strip(".-")[:80]
+def safe(name: str, most: int = 80) -> str:
+    """A name as part of a file name: letters, digits, `-`, `.` and `@`; one of more than `most` bytes is cut, with a hash of all of it."""
+    made = "".join(c if c.isalnum() or c in "-.@" else "-" for c in name).strip(".-")
+    data = made.encode()
+    if len(data) <= most:
+        return made
+    tail = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{data[: most - 9].decode(errors='ignore')}-{tail}"

@@ -30,9 +30,7 @@ def load(folder: Path | str, precision: str | None = None, threads: int | None =
 class Runtime:
     """Both towers of an exported model. `precisions` says which graph each tower runs."""
 
-    def __init__(
-        self, folder: Path | str, precision: str | None = None, threads: int | None = None, deterministic: bool = False
-    ) -> None:
+    def __init__(self, folder: Path | str, precision: str | None = None, threads: int | None = None, deterministic: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(self.folder)
         self.tokens = Tokens(self.folder, self.manifest.text)

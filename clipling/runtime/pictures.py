@@ -22,7 +22,9 @@ def as_sequence(images: Any) -> Sequence[Any]:
         return [images]
     if isinstance(images, np.ndarray):
         if images.ndim not in (3, 4):
-            raise UserError(f"an array of shape {list(images.shape)} is no picture; expected uint8 [height, width, 3] or [n, height, width, 3]")
+            raise UserError(
+                f"an array of shape {list(images.shape)} is no picture; expected uint8 [height, width, 3] or [n, height, width, 3]"
+            )
         return [images] if images.ndim == 3 else images
     if not isinstance(images, Iterable):
         raise UserError(f"expected a picture or a sequence of pictures, not {type(images).__name__}")

@@ -56,7 +56,7 @@ def export(
     if to == "web":
         from clipling.deploy.web import export_web
 
-        return export_web(model, out, make=make, runtime=web_runtime, overwrite=overwrite)
+        return export_web(model, out, make=make, precision=precision, runtime=web_runtime, overwrite=overwrite)
     if web_runtime is not None:
         raise UserError("--web-runtime is for --to web; leave it out, or say --to web")
     return make(out)

@@ -11,7 +11,25 @@ from onnx import TensorProto, helper, numpy_helper
 from clipling.runtime.manifest import ImageSide, Manifest, TextSide
 
 SIZE, DIM, WIDTH = 32, 24, 48
-WORDS = ["a", "of", "the", "red", "green", "blue", "yellow", "black", "disc", "square", "bar", "on", "white", "grey", "pink", "in", "number"]
+WORDS = [
+    "a",
+    "of",
+    "the",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "black",
+    "disc",
+    "square",
+    "bar",
+    "on",
+    "white",
+    "grey",
+    "pink",
+    "in",
+    "number",
+]
 ROWS = 3000  # token rows: enough for the table to be worth int8
 
 

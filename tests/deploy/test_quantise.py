@@ -42,7 +42,11 @@ def test_preprocessing_is_found_by_the_graph_and_left_alone(folders):
     model = quantise.prepared(folders["conv"] / "image.onnx", True)
     assert set(before_first(model)) == {f"preprocess/{name}" for name in ("chw", "cast", "scaled", "normalised")}
     made = quantise.static(model, quantise.calibrate(model, handmade.pictures(8)))
-    reads = {node.op_type: [n.op_type for n in made.graph.node if node.output[0] in n.input] for node in made.graph.node if "preprocess" in node.name}
+    reads = {
+        node.op_type: [n.op_type for n in made.graph.node if node.output[0] in n.input]
+        for node in made.graph.node
+        if "preprocess" in node.name
+    }
     assert reads["Cast"] == ["Mul"]
     assert reads["Mul"] == ["Sub"]
 
@@ -82,6 +86,17 @@ def test_kept_layers_stay_fp32(folders):
     # Its ReLU reads what the convolution gives, and not a rounded copy of it.
     relu = next(node for node in kept.graph.node if node.name == "relu1")
     assert relu.input[0] == "conv1_out"
+
+
+def test_keeping_a_layer_never_harms(folders):
+    path, rows = folders["conv"] / "image.onnx", handmade.pictures(32)
+    model, plain = quantise.prepared(path, True), run(onnx.load(path), rows)
+    ranges = quantise.calibrate(model, rows)
+    all_int8 = (run(quantise.static(model, ranges), rows) * plain).sum(1).mean()
+    for name in ("conv0", "conv1", "conv2", "conv3", "head"):
+        for between in (True, False):
+            kept = (run(quantise.static(model, ranges, [name], between), rows) * plain).sum(1).mean()
+            assert kept > all_int8 - 2e-4, (name, between)
 
 
 def test_rows_of_a_table_are_exact_to_half_a_step():

@@ -5,14 +5,19 @@ from __future__ import annotations
 import random
 
 PIECES = (
-    "a photo of a dog", "The QUICK brown fox", "don't they've we'll I'd it's", "'s 'T 're'VE", "'ſ ſtart ſ's", "İstanbul ISTANBUL ıstanbul",
-    "Straße ẞ ﬁ ﬃ Ⅷ ½ ²", "naïve café Zoë", "na\u0308i\u0308ve", "â€œquotesâ€\u009d", "Ã©tÃ© schÃ¶n", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "å…«", "&amp;", "&amp;amp;lt;b&gt;",
-    "&lt;b&gt;", "&#128021;", "&#x1F415;", "&nbsp;", "&notanentity;", "&&amp", "🐕", "👩‍👩‍👧‍👦", "🏳️‍🌈", "🇫🇷", "👍🏽", "一只狗在雪地里跑", "東京タワー",
-    "안녕하세요", "สวัสดี", "مرحبا بالعالم", "שלום", "नमस्ते", "Ελληνικά ΣΑΣ", "Привет", "\x00", "\x07\x1b[31mred\x1b[0m", "\x1c\x1d\x1e\x1f", "\x85\u2028\u2029",
-    "\u200b\u200d\ufeff", "\u3000\xa0\u2003", "\t\r\n\v\f", " ", "   ", "", "<start_of_text>", "<end_of_text>", "<START_OF_TEXT>", "<ſtart_of_text>",
-    "!<start_of_text>", "<start_of_text>!", "<<end_of_text>>", "<start_of_textx", "<start", "<|startoftext|>", "<|endoftext|>", "[MASK]", "[SEP] [CLS]", "[PAD]",
-    "</w>", "a</w>b", "_under_score_", "....", "!!!???", "12345", "1 2 3", "1,234.56", "٣٤٥", "१२३", "\U00010d40\U00010d4a", "\U00016d40", "\ua7cb\u1c89", "\ud800", "a\udfffb",
-    "x" * 80, "word " * 90, "e\u0301" * 5, "http://example.com/?q=a&b=c#d", "C:\\path\\file.txt", "{c}", "%s %d", "'; DROP TABLE", "ǅ ǆ Ǆ", "K Å Ω", "ﷺ", "\u202eabc",
+    "a photo of a dog", "The QUICK brown fox", "don't they've we'll I'd it's", "'s 'T 're'VE", "'ſ ſtart ſ's",
+    "İstanbul ISTANBUL ıstanbul", "Straße ẞ ﬁ ﬃ Ⅷ ½ ²", "naïve café Zoë", "na\u0308i\u0308ve",
+    "â€œquotesâ€\u009d", "Ã©tÃ© schÃ¶n", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "å…«", "&amp;", "&amp;amp;lt;b&gt;",
+    "&lt;b&gt;", "&#128021;", "&#x1F415;", "&nbsp;", "&notanentity;", "&&amp", "🐕", "👩‍👩‍👧‍👦",
+    "🏳️‍🌈", "🇫🇷", "👍🏽", "一只狗在雪地里跑", "東京タワー", "안녕하세요",
+    "สวัสดี", "مرحبا بالعالم", "שלום", "नमस्ते", "Ελληνικά ΣΑΣ",
+    "Привет", "\x00", "\x07\x1b[31mred\x1b[0m", "\x1c\x1d\x1e\x1f", "\x85\u2028\u2029", "\u200b\u200d\ufeff",
+    "\u3000\xa0\u2003", "\t\r\n\v\f", " ", "   ", "", "<start_of_text>", "<end_of_text>", "<START_OF_TEXT>", "<ſtart_of_text>",
+    "!<start_of_text>", "<start_of_text>!", "<<end_of_text>>", "<start_of_textx", "<start", "<|startoftext|>", "<|endoftext|>",
+    "[MASK]", "[SEP] [CLS]", "[PAD]", "</w>", "a</w>b", "_under_score_", "....", "!!!???", "12345", "1 2 3", "1,234.56",
+    "٣٤٥", "१२३", "\U00010d40\U00010d4a", "\U00016d40", "\ua7cb\u1c89", "\ud800", "a\udfffb", "x", "word ", "e\u0301",
+    "http://example.com/?q=a&b=c#d", "C:\\path\\file.txt", "{c}", "%s %d", "'; DROP TABLE", "ǅ ǆ Ǆ", "K Å Ω", "ﷺ",
+    "\u202eabc",
 )  # fmt: skip
 
 

@@ -121,7 +121,9 @@ def test_siglip_like_tokens(siglip_folder, tmp_path):
     assert differing(tokens, HFTokenizer(str(siglip_folder), context_length=16, **options), odd_strings(2000, seed=3)) == []
 
 
-@pytest.mark.parametrize(("given", "message"), [(5, "sequence of texts, not int"), (b"dog", "not bytes"), (["a", 1], "text 1 is of the kind int")])
+@pytest.mark.parametrize(
+    ("given", "message"), [(5, "sequence of texts, not int"), (b"dog", "not bytes"), (["a", 1], "text 1 is of the kind int")]
+)
 def test_what_is_no_text(given, message):
     with pytest.raises(UserError, match=message):
         checked_texts(given)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipling.errors import UserError, near
+from clipling.evals.checked import mistake
 from clipling.evals.results import SUITE_TASKS
 from clipling.evals.suite.found import Evaluation
 
@@ -59,6 +60,4 @@ def _validated(kind: Any, task: str, settings: dict[str, Any]) -> Evaluation:
     try:
         return TypeAdapter(kind).validate_python(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{task}.{where} is {first.get('input')!r}: {first['msg']}") from error
+        raise UserError(f"{task}.{mistake(kind, error)}") from error

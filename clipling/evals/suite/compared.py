@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from clipling.evals.results import Result
@@ -16,12 +18,24 @@ class ModelResults:
     """One model: what it is called on the page, its colour number (`plots.colour`), one result a (dataset, task).
 
     label: differs between the models of a page. role: a model of the user, its untrained start, or a ready-made reference.
+    places: the folder that each result, by (dataset, task), was read from: its per-item values lie there.
     """
 
     label: str
     colour: int
     results: list[Result]
     role: Role = "model"
+    places: Mapping[tuple[str, str], Path] = field(default_factory=dict)
+
+    @property
+    def hashes(self) -> frozenset[str]:
+        """Of the model: one, as a rule."""
+        return frozenset(r.model_hash for r in self.results if r.model_hash)
+
+    @property
+    def start_of(self) -> frozenset[str]:
+        """The hashes of the models whose untrained start this is."""
+        return frozenset(owner for r in self.results for owner in r.made.get("start_of", ()))
 
 
 @dataclass(frozen=True)

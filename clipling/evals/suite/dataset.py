@@ -25,6 +25,7 @@ class Dataset:
     groups: [P] the group (background, camera, ...) of every picture, "" for none.
     outside: datasets whose pictures are not of this distribution, for out-of-distribution detection.
     queries: a file of own queries (see suite/queries.py).
+    family: what datasets share that are one in several languages; "" for none.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Dataset:
     groups: Sequence[str] | None = None
     outside: tuple[Dataset, ...] = field(default=())
     queries: Path | None = None
+    family: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.source):

@@ -14,6 +14,7 @@ import numpy as np
 
 from clipling.data.classes import LabelledImages, open_labelled
 from clipling.errors import UserError
+from clipling.evals.public import public
 from clipling.evals.ranking import label_hits
 from clipling.evals.suite.dataset import Dataset
 from clipling.evals.suite.subject import Subject
@@ -121,7 +122,7 @@ def _notes(made: Learning, learnt: set[str], tested: list[str], train: str | Non
     present = np.unique(made.labels)
     if len(present) < 2:
         raise UserError(f"there is nothing to learn from one class: {train or 'the first half'} holds pictures of {len(present)}")
-    what = "one half of the dataset by key hash" if train is None else train
+    what = "one half of the dataset by key hash" if train is None else public(train)
     notes = [f"Learnt from {len(made.labels)} pictures of {len(present)} classes ({what}), tested on {len(made.test_labels)}."]
     unseen = int((~np.isin(made.test_labels, present)).sum())
     if unseen:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -12,30 +11,32 @@ from clipling.evals.chance import judged
 from clipling.evals.intervals import interval, paired
 from clipling.evals.results import CLASSIFICATION, RETRIEVAL, Result
 from clipling.evals.suite.compared import Comparison, Gap, ModelResults
-from clipling.evals.suite.run import read_items
+from clipling.evals.suite.items import read_items
 
 # What is in a budget and must be equal for a comparison of methods; seconds are the machine's, and are stated.
 BUDGET = {"samples_seen": "samples seen", "parameters": "parameters"}
 
 
-def compare(models: Sequence[ModelResults], folders: Mapping[str, Path]) -> Comparison:
-    """Judges the first model of role `model` against every other. `folders`: where the results of each label are.
+def compare(models: Sequence[ModelResults]) -> Comparison:
+    """Judges the first model of role `model` against every other; of untrained starts against its own alone.
 
     Differences are paired: both models on the same pictures or captions, with the bootstrap interval of the mean difference.
     """
     ours = next(model for model in models if model.role == "model")
-    gaps = [gap for other in models if other is not ours for gap in _gaps(ours, other, folders)]
-    others = [model for model in models if model.role == "model" and model is not ours]
+    rivals = [m for m in models if m is not ours and (m.role != "untrained" or m.start_of & ours.hashes)]
+    gaps, missing = _gaps(ours, rivals)
+    others = [model for model in rivals if model.role == "model"]
     title, text, tone = _headline(ours, others, gaps)
-    lost = [line for role in ("ready", "untrained") for line in _not_beaten(ours, models, gaps, role)]
     points = [_sentence(gap) for gap in gaps if gap.b in {m.label for m in others}]
-    if lost:
-        ready = any(model.role == "ready" and model.label in line for model in models for line in lost)
-        tone, title = "loss", "A ready model is no worse" if ready else "Training did not help everywhere"
-        text = " ".join(lost) + " " + text
-    points += _beaten(ours, models, gaps)
+    if missing:
+        tone, title, text = "loss", "Could not be compared", f"{' '.join(missing)} {text}"
+    lost = {role: list(_not_beaten(ours, rivals, gaps, role)) for role in ("ready", "untrained")}
+    if lost["ready"] or lost["untrained"]:
+        tone, title = "loss", "A ready model is no worse" if lost["ready"] else "Training did not help everywhere"
+        text = " ".join([*lost["ready"], *lost["untrained"], text])
+    points += _beaten(ours, rivals, gaps)
     points += list(_over_seeds(models))
-    warnings = [line for other in others for line in _budgets(ours, other)] + _uncompared(ours, models, gaps)
+    warnings = [line for other in others for line in _budgets(ours, other)] + _uncompared(ours, rivals) + _ownerless(models)
     warnings += sorted({f"{m.label}: {line}" for m in models for r in m.results for line in r.warnings})
     return Comparison(tone, title, text.strip(), points, warnings, gaps)
 
@@ -43,31 +44,51 @@ def compare(models: Sequence[ModelResults], folders: Mapping[str, Path]) -> Comp
 def main_metrics(result: Result) -> list[str]:
     """What verdicts are about: acc1, recall@k of both directions at the largest k that tells something, nDCG@10."""
     if result.task == CLASSIFICATION:
-        return ["acc1"]
+        return ["acc1"] if "acc1" in result.metrics else []
     if result.task == RETRIEVAL:
         name = judged(result.size.get("pairs"))
         return [m for m in (f"i2t_{name}", f"t2i_{name}") if m in result.metrics] if name else []
-    return ["ndcg@10"] if result.task == "queries" else []
+    return ["ndcg@10"] if result.task == "queries" and "ndcg@10" in result.metrics else []
 
 
-def _gaps(a: ModelResults, b: ModelResults, folders: Mapping[str, Path]) -> Iterator[Gap]:
-    theirs = {(r.dataset, r.task): r for r in b.results}
-    for ours in a.results:
-        other = theirs.get((ours.dataset, ours.task))
-        metrics = main_metrics(ours)
-        if other is None or not metrics or not _same(ours, other):
-            continue
-        left, right = read_items(folders[a.label], ours), read_items(folders[b.label], other)
-        for metric in metrics:
-            if metric not in left or metric not in right or left[metric][0].shape != right[metric][0].shape:
+def _gaps(a: ModelResults, rivals: Sequence[ModelResults]) -> tuple[list[Gap], list[str]]:
+    """The paired differences, and a sentence for each that cannot be made because values of single items are not there."""
+    gaps, missing = [], []
+    for b in rivals:
+        theirs = {(r.dataset, r.task): r for r in b.results}
+        for ours in a.results:
+            other = theirs.get((ours.dataset, ours.task))
+            if other is None or _unlike(ours, other):
                 continue
-            apart = left[metric][0] - right[metric][0]
-            low, high = interval(apart, left[metric][1])
-            yield Gap(ours.dataset, ours.task, metric, a.label, b.label, float(apart.mean()), low, high, len(apart))
+            left, right = _items(a, ours), _items(b, other)
+            for metric in main_metrics(ours):
+                if metric not in left or metric not in right or left[metric][0].shape != right[metric][0].shape:
+                    missing.append(
+                        f"{a.label} and {b.label} could not be compared in {metric} of {ours.dataset}: per-item values are missing. "
+                        "Make them again with clipling eval."
+                    )
+                    continue
+                apart = left[metric][0] - right[metric][0]
+                low, high = interval(apart, left[metric][1])
+                gaps.append(Gap(ours.dataset, ours.task, metric, a.label, b.label, float(apart.mean()), low, high, len(apart)))
+    return gaps, missing
 
 
-def _same(a: Result, b: Result) -> bool:
-    return a.data_hash == b.data_hash and a.settings == b.settings and a.prompts == b.prompts
+def _items(model: ModelResults, result: Result) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    place = model.places.get((result.dataset, result.task))
+    return read_items(place, result) if place is not None else {}
+
+
+def _unlike(a: Result, b: Result) -> str:
+    """What keeps two results from being compared, for a sentence; empty when nothing does."""
+    reads = "queries" if a.task == "queries" else "templates or files beside the data"
+    differ = {
+        "other data": a.data_hash != b.data_hash,
+        "other settings": a.settings != b.settings,
+        "other prompts": a.prompts != b.prompts,
+        f"other {reads}": a.made.get("inputs") != b.made.get("inputs"),
+    }
+    return " and ".join(what for what, is_so in differ.items() if is_so)
 
 
 def _headline(ours: ModelResults, others: Sequence[ModelResults], gaps: Sequence[Gap]) -> tuple[str, str, str]:
@@ -165,18 +186,23 @@ def _budgets(a: ModelResults, b: ModelResults) -> list[str]:
     return [f"The budgets of {a.label} and {b.label} differ: {_list(said)}."] if said else []
 
 
-def _uncompared(ours: ModelResults, models: Sequence[ModelResults], gaps: Sequence[Gap]) -> list[str]:
+def _uncompared(ours: ModelResults, rivals: Sequence[ModelResults]) -> list[str]:
     """Results of other models on other data, or by other settings, are shown and not compared."""
-    known = {(g.b, g.dataset, g.task) for g in gaps}
-    found = []
-    for model in models:
-        if model is ours:
-            continue
-        for r in model.results:
-            mine = next((o for o in ours.results if (o.dataset, o.task) == (r.dataset, r.task)), None)
-            if mine is not None and main_metrics(mine) and (model.label, r.dataset, r.task) not in known:
-                found.append(f"{model.label} on {r.dataset} ({r.task}) was measured on other data or by other settings: not compared.")
-    return found
+    mine = {(r.dataset, r.task): r for r in ours.results if main_metrics(r)}
+    pairs = [(model, r, mine[r.dataset, r.task]) for model in rivals for r in model.results if (r.dataset, r.task) in mine]
+    return [
+        f"{model.label} on {r.dataset} ({r.task}) was measured with {why}: not compared."
+        for model, r, own in pairs
+        if (why := _unlike(own, r))
+    ]
+
+
+def _ownerless(models: Sequence[ModelResults]) -> list[str]:
+    return [
+        f"The results of {m.label} do not say which model's start it is: not compared. Make them again with clipling eval."
+        for m in models
+        if m.role == "untrained" and not m.start_of
+    ]
 
 
 def _sentence(gap: Gap) -> str:

@@ -1,4 +1,4 @@
-"""What a suite measures: datasets and evaluators, from a name or a YAML file."""
+"""What a suite measures: datasets and evaluators by name. Suite files are read by plan_file.py."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from clipling.data.classes import is_labelled, open_labelled
 from clipling.data.source import open_pairs
 from clipling.errors import UserError, near
-from clipling.evals.suite.catalogue import EVALUATIONS, SUITES, evaluation
+from clipling.evals.results import safe
+from clipling.evals.suite.catalogue import SUITES, evaluation
 from clipling.evals.suite.dataset import Dataset
 from clipling.evals.suite.found import Evaluation
 
 PAIRS_ONLY = ("image_column", "caption_column", "group", "queries")
 LABELLED_ONLY = ("classes", "templates", "descriptions", "groups", "outside")
-FILES = ("classes", "templates", "descriptions", "groups", "queries")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +26,8 @@ class DatasetSpec:
     data: the source. task: auto, retrieval or zeroshot. classes, templates, descriptions: files (see data/classes.py and
     suite/descriptions.py). groups: a CSV with the columns key and group. outside: sources whose pictures do not belong here.
     queries: own queries (suite/queries.py). image_column, caption_column, group: columns of pairs. language: "en" or another.
+    languages: the caption column of every language; it stands for one dataset each (`in_languages`), of one family. family: what
+    datasets share that are one in several languages; the page shows them side by side.
     """
 
     data: str
@@ -44,10 +42,28 @@ class DatasetSpec:
     caption_column: str | None = None
     group: str | None = None
     language: str = "en"
+    languages: Mapping[str, str] = field(default_factory=dict)
+    family: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in ("auto", "retrieval", "zeroshot"):
             raise UserError(f"task is {self.task!r}. {near(self.task, ('auto', 'retrieval', 'zeroshot'))}")
+        ignored = {"caption_column": self.caption_column, "queries": self.queries, "family": self.family, "language": self.language != "en"}
+        given = [name for name, value in ignored.items() if value]
+        if self.languages and given:
+            raise UserError(
+                f"{' and '.join(given)} would be ignored beside languages, which names a caption column for each. Leave it out, or "
+                "describe a dataset of its own for it."
+            )
+
+    def in_languages(self, name: str) -> dict[str, DatasetSpec]:
+        """One dataset for each of `languages`, called `name [de]`; itself, where none is named."""
+        if not self.languages:
+            return {name: self}
+        return {
+            f"{name} [{language}]": replace(self, languages={}, caption_column=column, language=language, family=name)
+            for language, column in self.languages.items()
+        }
 
     def kind(self) -> str:
         """`pairs` or `labelled`; looks at the source where `task` is auto."""
@@ -57,6 +73,8 @@ class DatasetSpec:
 
     def open(self, name: str) -> Dataset:
         """Reads the source. Raises UserError for a setting that would be ignored and for whatever the readers refuse."""
+        if self.languages:
+            raise ValueError(f"{name} is one dataset a language: open those of in_languages")
         kind = self.kind()
         for key in PAIRS_ONLY if kind == "labelled" else LABELLED_ONLY:
             if getattr(self, key):
@@ -66,7 +84,8 @@ class DatasetSpec:
                 )
         if kind == "pairs":
             source = open_pairs(self.data, image_column=self.image_column, caption_column=self.caption_column, group=self.group)
-            return Dataset(name, source, self.data, self.language, queries=Path(self.queries) if self.queries else None)
+            queries = Path(self.queries) if self.queries else None
+            return Dataset(name, source, self.data, self.language, queries=queries, family=self.family)
         return self._labelled(name)
 
     def _labelled(self, name: str) -> Dataset:
@@ -76,7 +95,7 @@ class DatasetSpec:
         groups = read_groups(Path(self.groups), source.keys) if self.groups else known_groups(self.data, source.keys)
         described = read_descriptions(Path(self.descriptions), source.classnames) if self.descriptions else None
         outside = tuple(_outside(spec) for spec in self.outside)
-        return Dataset(name, source, self.data, self.language, descriptions=described, groups=groups, outside=outside)
+        return Dataset(name, source, self.data, self.language, descriptions=described, groups=groups, outside=outside, family=self.family)
 
 
 def _path(given: str | None) -> Path | None:
@@ -131,16 +150,11 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.datasets:
             raise UserError("a suite needs at least one dataset: give --data SRC, or describe datasets in a YAML file")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanFile:
-    """What a suite file holds."""
-
-    suite: str | None = None
-    tasks: tuple[str, ...] = ()
-    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+        files: dict[str, str] = {}
+        for name in self.datasets:
+            other = files.setdefault(safe(name).casefold(), name)  # some file systems do not tell A from a
+            if other != name:
+                raise UserError(f"the datasets {other!r} and {name!r} would write the same files: give one of them another name")
 
 
 def named_plan(suite: str, datasets: Sequence[DatasetSpec]) -> Plan:
@@ -159,7 +173,7 @@ def _by_name(specs: Sequence[DatasetSpec]) -> dict[str, DatasetSpec]:
                 raise UserError(f"{spec.data} is given twice")
             name = f"{name}-{len(found) + 1}"
         found[name] = spec
-    return found
+    return {each: single for name, spec in found.items() for each, single in spec.in_languages(name).items()}
 
 
 def short(spec: str) -> str:
@@ -168,63 +182,3 @@ def short(spec: str) -> str:
         return spec.removeprefix("demo:").replace("?", "-").replace("&", "-").replace("=", "-")
     parts = [part for part in spec.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     return parts[-1] if parts else spec
-
-
-def read_plan(path: Path) -> Plan:
-    """A plan from a YAML file; paths in it are relative to its folder.
-
-        suite: full                      # or  tasks: [zeroshot_retrieval, geometry]
-        datasets:
-          photos: {data: photos/}
-          cifar10: {data: cifar10/, outside: ["demo:emoji"], groups: backgrounds.csv}
-        settings:
-          corruptions: {sample: 128}
-
-    Raises UserError naming the key that is unknown or wrong.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must be a mapping with `datasets` and `suite` or `tasks`")
-    made: PlanFile = _checked(PlanFile, content, str(path))
-    if made.suite and made.tasks:
-        raise UserError(f"{path}: give `suite` or `tasks`, not both")
-    if made.suite and made.suite not in SUITES:
-        raise UserError(f"{path}: there is no suite {made.suite!r}. {near(made.suite, SUITES)}")
-    tasks = made.tasks or SUITES[made.suite or "quick"]
-    for task in made.settings:
-        if task not in tasks:
-            known = near(task, tasks) if task not in EVALUATIONS else "It is not among the tasks of this file."
-            raise UserError(f"{path}: settings are given for {task!r}, which does not run. {known}")
-    specs = {}
-    for name, given in made.datasets.items():
-        specs[str(name)] = _located(_checked(DatasetSpec, given, f"{path}: datasets.{name}"), path.parent)
-    return Plan(specs, tuple(evaluation(task, made.settings.get(task)) for task in tasks), made.suite or path.stem)
-
-
-def _checked(kind: Any, content: Any, where: str) -> Any:
-    from dataclasses import fields
-
-    known = [f.name for f in fields(kind)]
-    for key in content if isinstance(content, Mapping) else ():
-        if key not in known:
-            raise UserError(f"{where} has an unknown key {key!r}. {near(str(key), known)}")
-    try:
-        return TypeAdapter(kind).validate_python(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
-        raise UserError(f"{where}: {place} is {first.get('input')!r}: {first['msg']}") from error
-
-
-def _located(spec: DatasetSpec, folder: Path) -> DatasetSpec:
-    """The spec with paths that exist from the file's folder; demo sources and absolute paths stay."""
-
-    def place(given: str) -> str:
-        return given if given.startswith("demo:") or Path(given).is_absolute() else str(folder / given)
-
-    changed: dict[str, Any] = {key: place(value) for key in FILES if (value := getattr(spec, key))}
-    data = "::".join(place(part) for part in spec.data.split("::"))
-    return replace(spec, data=data, outside=tuple(map(place, spec.outside)), **changed)

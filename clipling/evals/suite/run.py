@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -16,16 +16,23 @@ from clipling.data.classes import open_labelled
 from clipling.environment import environment
 from clipling.errors import UserError
 from clipling.evals.intervals import interval
+from clipling.evals.public import public, public_command
 from clipling.evals.results import Result, read_result, write_result
+from clipling.evals.suite.catalogue import EVALUATIONS
 from clipling.evals.suite.dataset import Dataset
 from clipling.evals.suite.found import Evaluation, Found
+from clipling.evals.suite.items import ITEMS, lengths, read_items, save_items
 from clipling.evals.suite.plan import Plan
+from clipling.evals.suite.plan_file import SOURCES
+from clipling.evals.suite.sources import remember
 from clipling.evals.suite.subject import Subject
-from clipling.store import atomic_produce
 
-ITEMS = "items"
 MEASURED_HERE = frozenset({"cost"})
 """Tasks whose numbers depend on the machine: an existing result is kept only when it was made on the same one."""
+SAME = ("dataset", "model", "pretrained", "language", "model_hash", "data_hash", "settings", "prompts", "preprocessing")
+"""What an existing result must share with the wanted one to be kept."""
+READS = {"descriptions": "descriptions", "backgrounds": "groups", "outside": "outside", "queries": "queries"}
+"""What beside pictures and captions or classes a task reads of a dataset; a task that is not among the catalogue's reads all."""
 
 
 @dataclass
@@ -45,19 +52,22 @@ def run_plan(
     opened: dict[str, Dataset] | None = None,
     warnings: Callable[[Dataset], list[str]] | None = None,
     tasks: frozenset[str] | None = None,
+    start_of: str = "",
     say: Callable[[str], Any] = lambda line: None,
 ) -> Outcome:
     """Measures `subject` by `plan`; results go to `out`, per-item values to `out/items`.
 
     opened: datasets that are open already, and will be added to: several models share them. warnings: what weakens results on a
-    dataset. tasks: only these. Raises UserError at the first evaluator that cannot go on; what was finished stays.
+    dataset. tasks: only these. start_of: the hash of the model whose untrained start `subject` is. Raises UserError at the first
+    evaluator that cannot go on; what was finished stays.
     """
     made, opened = Outcome(), {} if opened is None else opened
     for name, spec in plan.datasets.items():
         if name not in opened:
             opened[name] = spec.open(name)
+            remember(opened[name], spec)
         dataset = opened[name]
-        warned = warnings(dataset) if warnings else []
+        warned = [*(warnings(dataset) if warnings else []), *weaknesses(dataset)]
         for evaluation in plan.evaluations:
             if (tasks is not None and evaluation.task not in tasks) or dataset.kind not in evaluation.takes:
                 continue
@@ -65,7 +75,7 @@ def run_plan(
             if reason:
                 made.skipped.append((name, evaluation.task, reason))
                 continue
-            result, kept = _one(subject, dataset, evaluation, out, warned, say)
+            result, kept = _one(subject, dataset, evaluation, out, warned, start_of, say)
             made.results.append(result)
             made.kept += kept
     if not made.results and tasks is None:
@@ -75,9 +85,11 @@ def run_plan(
 
 
 def _one(
-    subject: Subject, dataset: Dataset, evaluation: Evaluation, out: Path, warned: list[str], say: Callable[[str], Any]
+    subject: Subject, dataset: Dataset, evaluation: Evaluation, out: Path, warned: list[str], start_of: str, say: Callable[[str], Any]
 ) -> tuple[Result, bool]:
     settings = {"version": evaluation.version, **asdict(evaluation)}  # type: ignore[call-overload]
+    # What a path leads to is in `inputs`: the same pictures elsewhere are the same setting.
+    settings |= {key: public(settings[key]) for key in SOURCES if settings.get(key)}
     result = Result(
         dataset=dataset.name,
         model=subject.name,
@@ -92,7 +104,8 @@ def _one(
         budget=subject.budget,
         size=_size(dataset),
         warnings=list(warned),
-        spec=dataset.spec,
+        spec=public(dataset.spec),
+        family=dataset.family,
         settings=_plain(settings),
     )
     found_here = environment()
@@ -100,20 +113,52 @@ def _one(
     path = out / result.filename()
     known = _existing(path, result)
     if known is not None:
-        known.warnings = result.warnings
-        return known, True
+        return _updated(known, result, start_of, out), True
     say(f"{subject.name}: {evaluation.task} on {dataset.name}")
     began = time.perf_counter()
     found = evaluation(subject, dataset)
     _fill(result, found)
     result.made |= {
         "seconds": round(time.perf_counter() - began, 3),
-        "command": _command(),
+        "command": public_command(sys.argv[0], sys.argv[1:]),
+        "items": lengths(found),
+        **({"start_of": [start_of]} if start_of else {}),
         **{key: found_here[key] for key in ("commit", "packages", "date", "python")},
     }
-    _save_items(out / ITEMS / f"{path.stem}.npz", found)
+    save_items(out / ITEMS / f"{path.stem}.npz", found)
     write_result(result, out)
     return result, False
+
+
+def _updated(known: Result, wanted: Result, start_of: str, out: Path) -> Result:
+    """A result that is kept, with what may change without a new measurement: warnings, and whose start its model is."""
+    before = known.content()
+    owners = list(known.made.get("start_of", []))
+    known.warnings, known.budget, known.spec, known.family = wanted.warnings, wanted.budget, wanted.spec, wanted.family
+    if start_of and start_of not in owners:
+        known.made = {**known.made, "start_of": [*owners, start_of]}
+    if known.content() != before:
+        write_result(known, out)
+    return known
+
+
+def weaknesses(dataset: Dataset) -> list[str]:
+    """What weakens the numbers on labelled pictures: classes without a picture, and two of one name."""
+    if dataset.kind != "labelled":
+        return []
+    names, said = dataset.labelled.classnames, []
+    seen = set(dataset.labelled.labels.tolist())
+    empty = [name for c, name in enumerate(names) if c not in seen]
+    if empty:
+        said.append(f"{len(empty)} of {len(names)} classes have no picture here: {_some(empty)}.")
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        said.append(f"Several classes have one name, so they cannot be told apart: {_some(twice)}.")
+    return said
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _fill(result: Result, found: Found) -> None:
@@ -125,12 +170,17 @@ def _fill(result: Result, found: Found) -> None:
 
 
 def inputs(dataset: Dataset, evaluation: Evaluation) -> str:
-    """A hash of what a dataset holds beside its pictures and captions or classes, and of the source that an evaluator learns from."""
+    """A hash of what an evaluator reads of a dataset beside pictures and captions or classes, and of the source that it learns from."""
     digest = blake2b(digest_size=16)
-    parts: list[Any] = [dataset.descriptions, list(dataset.groups or ()), [o.source.fingerprint for o in dataset.outside]]
-    if dataset.kind == "labelled":
-        parts.append(list(dataset.labelled.templates))
-    if dataset.queries is not None:
+    own = READS.get(evaluation.task, "" if evaluation.task in EVALUATIONS else None)
+    parts: list[Any] = [list(dataset.labelled.templates) if dataset.kind == "labelled" else []]
+    if own in ("descriptions", None):
+        parts.append(dataset.descriptions)
+    if own in ("groups", None):
+        parts.append(list(dataset.groups or ()))
+    if own in ("outside", None):
+        parts.append([other.source.fingerprint for other in dataset.outside])
+    if own in ("queries", None) and dataset.queries is not None:
         try:
             parts.append(dataset.queries.read_bytes())
         except OSError as error:
@@ -143,18 +193,17 @@ def inputs(dataset: Dataset, evaluation: Evaluation) -> str:
 
 
 def _existing(path: Path, wanted: Result) -> Result | None:
-    """The result at `path` when it was made of the same weights, data and settings."""
+    """The result at `path` when it was made of the same weights, data and settings, and its per-item values are there."""
     try:
         found = read_result(path)
     except UserError:
         return None
-    same = all(
-        getattr(found, name) == getattr(wanted, name) for name in ("model_hash", "data_hash", "settings", "prompts", "preprocessing")
-    )
+    same = all(getattr(found, name) == getattr(wanted, name) for name in SAME)
     same = same and bool(wanted.model_hash) and found.made.get("inputs") == wanted.made["inputs"] and "seconds" in found.made
     if wanted.task in MEASURED_HERE:
         same = same and found.made.get("machine") == wanted.made["machine"]
-    return found if same else None
+    items = {name: len(values) for name, (values, _) in read_items(path.parent, found).items()} if same else {}
+    return found if same and items == found.made.get("items") else None
 
 
 def _plain(value: Any) -> Any:
@@ -171,39 +220,3 @@ def _size(dataset: Dataset) -> dict[str, int]:
     if dataset.kind == "labelled":
         return {"images": len(dataset), "classes": len(dataset.labelled.classnames), **bad}
     return {"pairs": len(dataset), "captions": len(dataset.pairs.captions), **bad}
-
-
-def _save_items(path: Path, found: Found) -> None:
-    """float32 would do for hits, but not for differences of nDCG: fp64, compressed."""
-    if not found.items:
-        path.unlink(missing_ok=True)
-        return
-    arrays = {f"value:{name}": np.asarray(values, np.float64) for name, values in found.items.items()}
-    arrays |= {f"unit:{name}": np.asarray(unit, np.int64) for name, unit in found.units.items() if name in found.items}
-
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
-
-    atomic_produce(path, save)
-
-
-def read_items(out: Path, result: Result) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """(values [n], units [n] or None) by metric; empty where the file is absent or damaged."""
-    path = out / ITEMS / f"{Path(result.filename()).stem}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except Exception:  # a damaged archive raises many kinds; without items there are no paired differences, that is all
-        return {}
-    return {
-        name.removeprefix("value:"): (v, found.get(f"unit:{name.removeprefix('value:')}"))
-        for name, v in found.items()
-        if name.startswith("value:")
-    }
-
-
-def _command() -> str:
-    """The command line, paths cut to their last part: results are shown to others."""
-    parts = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return " ".join(Path(part).name if part.startswith("/") else part for part in parts)

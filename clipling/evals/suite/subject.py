@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
@@ -34,9 +35,9 @@ class Change(Protocol):
 
 
 class Subject:
-    """A student with names for results and features cached by (weights, preprocessing, pictures or texts, change).
+    """A student with names for results and features cached by (model, preprocessing, pictures or texts, change).
 
-    model_hash: of the weights; "" for a model that has none, whose features are kept in memory's stead nowhere (never cached).
+    model_hash: of weights, config and tokenizer (subjects.model_hash); "" for a model whose features are not to be cached.
     """
 
     def __init__(
@@ -60,8 +61,17 @@ class Subject:
 
     @property
     def scale(self) -> float:
-        """What cosines are multiplied by: exp of the learned logit_scale."""
-        return float(self.student.logit_scale.detach().exp())
+        """What cosines are multiplied by: exp of the learned logit_scale. Raises UserError where that is not finite."""
+        found = float(self.student.logit_scale.detach().exp())
+        if not math.isfinite(found):
+            raise self._not_finite("logit_scale")
+        return found
+
+    def _not_finite(self, what: str) -> UserError:
+        return UserError(
+            f"{self.name} gives {what} that are not finite, so nothing can be measured or predicted. "
+            "Its weights are damaged: train it again, at a lower rate."
+        )
 
     def images(self, dataset: Dataset, rows: np.ndarray | None = None, change: Change | None = None) -> np.ndarray:
         """Unit rows float32 [n, d] of the pictures `rows` (default: all), memory-mapped where they are cached.
@@ -87,7 +97,11 @@ class Subject:
 
     def classes(self, dataset: Dataset, templates: Sequence[str] | None = None) -> np.ndarray:
         """Unit rows float32 [C, d]: the prompt ensemble of a labelled dataset, by its own templates or by these."""
-        return class_features(_Texts(self), dataset.labelled.classnames, list(templates or dataset.labelled.templates))
+        return self.prompted(dataset.labelled.classnames, templates or dataset.labelled.templates)
+
+    def prompted(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+        """Unit rows float32 [C, d]: the prompt ensemble of these names."""
+        return class_features(_Texts(self), names, list(templates))
 
     def _encoder(self, dataset: Dataset, rows: np.ndarray, change: Change | None) -> Callable[[slice], np.ndarray]:
         student = self.student
@@ -130,10 +144,7 @@ class Subject:
                 self.progress(what, start, count)
                 found = make(part)
                 if not np.isfinite(found).all():
-                    raise UserError(
-                        f"the features that {self.name} gives ({what}) are not finite, so nothing can be measured. "
-                        "Its weights are damaged: train it again, at a lower rate."
-                    )
+                    raise self._not_finite(f"features ({what})")
                 if self.model_hash:
                     atomic_produce(path, lambda temporary, found=found: _save(temporary, found))
                     found = _read(path, found.shape)
@@ -170,12 +181,12 @@ def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The rows of a file, memory-mapped; None when it is absent, or is not what was written."""
+    """The rows of a file, memory-mapped; None when it is absent, or is not what was written: that was finite."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        found = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError):
         return None
-    return found if found.shape == tuple(shape) and found.dtype == np.float32 else None
+    return found if found.shape == tuple(shape) and found.dtype == np.float32 and np.isfinite(found).all() else None
 
 
 def _save(path: Path, rows: np.ndarray) -> None:

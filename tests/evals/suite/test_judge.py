@@ -10,15 +10,14 @@ from clipling.evals.results import CLASSIFICATION, RETRIEVAL, Result, write_resu
 from clipling.evals.suite import judge
 from clipling.evals.suite.compared import ModelResults
 from clipling.evals.suite.found import Found
-from clipling.evals.suite.run import ITEMS, _save_items
+from clipling.evals.suite.items import ITEMS, lengths, save_items
 
 
 @pytest.fixture
 def make(tmp_path):
     """Writes a classification result with per-picture hits and returns its model."""
-    folders = {}
 
-    def one(label, hits, *, role="model", dataset="cats", budget=None, data_hash="d", **changes):
+    def one(label, hits, *, role="model", dataset="cats", budget=None, data_hash="d", owner="hash of a", inputs="i", units=None, **changes):
         model, _, tag = label.partition(" ")
         hits = np.asarray(hits, dtype=np.float64)
         result = Result(
@@ -29,14 +28,15 @@ def make(tmp_path):
             metrics={"acc1": float(hits.mean())},
             data_hash=data_hash,
             budget=budget or {"samples_seen": 100, "parameters": 10},
+            model_hash=f"hash of {label}",
             **changes,
         )
-        folders[label] = tmp_path
+        found = Found(metrics={}, items={"acc1": hits}, units={} if units is None else {"acc1": units})
+        result.made = {"inputs": inputs, "items": lengths(found), **({"start_of": [owner]} if role == "untrained" else {})}
         write_result(result, tmp_path)
-        _save_items(tmp_path / ITEMS / f"{result.filename().removesuffix('.json')}.npz", Found(metrics={}, items={"acc1": hits}))
-        return ModelResults(label, 0, [result], role)
+        save_items(tmp_path / ITEMS / f"{result.filename().removesuffix('.json')}.npz", found)
+        return ModelResults(label, 0, [result], role, {(dataset, CLASSIFICATION): tmp_path})
 
-    one.folders = folders
     return one
 
 
@@ -46,13 +46,13 @@ def hits(share, n=400, seed=0):
 
 def test_gaps_are_paired_bootstrap_differences(make):
     a, b = hits(0.6), hits(0.4, seed=1)
-    found = judge.compare([make("a", a), make("b", b)], make.folders)
+    found = judge.compare([make("a", a), make("b", b)])
     (gap,) = found.gaps
     assert gap.mean == pytest.approx(a.mean() - b.mean())
     assert (gap.low, gap.high) == interval(a.astype(float) - b)
     assert (gap.a, gap.b, gap.metric, gap.items) == ("a", "b", "acc1", 400)
     assert (found.title, found.tone) == ("Better everywhere", "gain")
-    back = judge.compare([make("b", b), make("a", a)], make.folders)
+    back = judge.compare([make("b", b), make("a", a)])
     assert back.gaps[0].mean == pytest.approx(-gap.mean)
     assert (back.title, back.tone) == ("Worse", "loss")
 
@@ -61,7 +61,7 @@ def test_noise_is_no_difference(make):
     a, b = hits(0.5), hits(0.5, seed=2)
     low, high = interval(a.astype(float) - b)
     assert low < 0 < high
-    found = judge.compare([make("a", a), make("b", b)], make.folders)
+    found = judge.compare([make("a", a), make("b", b)])
     assert found.title == "No difference shown"
     assert "cannot be told apart" in found.text
 
@@ -70,18 +70,18 @@ def test_pairing_is_what_makes_a_small_gain_visible(make):
     base = hits(0.5)
     better = base.copy()
     better[np.flatnonzero(~base)[:8]] = True  # 2 points, on the same pictures
-    assert judge.compare([make("a", better), make("b", base)], make.folders).title == "Better everywhere"
+    assert judge.compare([make("a", better), make("b", base)]).title == "Better everywhere"
 
 
 def test_training_that_does_not_beat_its_start_says_so_first(make):
-    found = judge.compare([make("a", hits(0.30)), make("s", hits(0.29, seed=3), role="untrained")], make.folders)
+    found = judge.compare([make("a", hits(0.30)), make("s", hits(0.29, seed=3), role="untrained")])
     assert found.tone == "loss"
     assert found.text.startswith("a does not beat its untrained start beyond the 95 % interval in acc1 of cats")
 
 
 def test_a_ready_model_that_is_as_good_is_said_first(make):
     models = [make("a", hits(0.5)), make("s", hits(0.1, seed=3), role="untrained"), make("clip", hits(0.8, seed=4), role="ready")]
-    found = judge.compare(models, make.folders)
+    found = judge.compare(models)
     assert (found.title, found.tone) == ("A ready model is no worse", "loss")
     assert found.text.startswith("a does not beat the ready-made clip")
     assert any(line.startswith("a beats its untrained start") for line in found.points)
@@ -89,23 +89,23 @@ def test_a_ready_model_that_is_as_good_is_said_first(make):
 
 def test_budgets_that_differ_are_warned_of(make):
     rich = {"samples_seen": 300, "parameters": 10}
-    found = judge.compare([make("a", hits(0.6)), make("b", hits(0.4, seed=1), budget=rich)], make.folders)
+    found = judge.compare([make("a", hits(0.6)), make("b", hits(0.4, seed=1), budget=rich)])
     assert "The budgets of a and b differ: 100 samples seen against 300." in found.warnings
-    same = judge.compare([make("a", hits(0.6)), make("c", hits(0.4, seed=1))], make.folders)
+    same = judge.compare([make("a", hits(0.6)), make("c", hits(0.4, seed=1))])
     assert not [w for w in same.warnings if "budget" in w]
 
 
 def test_other_data_is_not_compared(make):
-    found = judge.compare([make("a", hits(0.6)), make("b", hits(0.4, seed=1), data_hash="other")], make.folders)
+    found = judge.compare([make("a", hits(0.6)), make("b", hits(0.4, seed=1), data_hash="other")])
     assert found.gaps == []
     assert found.title == "Not comparable"
-    assert "b on cats (zeroshot_classification) was measured on other data or by other settings: not compared." in found.warnings
+    assert "b on cats (zeroshot_classification) was measured with other data: not compared." in found.warnings
 
 
 def test_seeds_are_paired(make):
     a = [make(f"ping seed{s}-x", hits(0.5 + 0.01 * s, seed=s)) for s in range(3)]
     b = [make(f"clip seed{s}-x", hits(0.4 + 0.01 * s, seed=s)) for s in range(3)]
-    found = judge.compare([*a, *b], make.folders)
+    found = judge.compare([*a, *b])
     (line,) = [p for p in found.points if p.startswith("Over 3 seeds, ping − clip")]
     apart = [x.results[0].metrics["acc1"] - y.results[0].metrics["acc1"] for x, y in zip(a, b)]
     assert f"{100 * np.mean(apart):+.1f} ± {100 * np.std(apart, ddof=1):.1f}" in line

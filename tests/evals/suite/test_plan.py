@@ -8,7 +8,8 @@ from clipling.errors import UserError
 from clipling.evals.results import SUITE_TASKS
 from clipling.evals.suite.catalogue import EVALUATIONS, SUITES, evaluation
 from clipling.evals.suite.found import LABELLED, PAIRS
-from clipling.evals.suite.plan import DatasetSpec, named_plan, read_groups, read_plan, short
+from clipling.evals.suite.plan import DatasetSpec, Plan, named_plan, read_groups, short
+from clipling.evals.suite.plan_file import read_plan
 from tests.toy import toy_folder
 
 

@@ -22,7 +22,7 @@ from clipling.evals.suite.plan import DatasetSpec, Plan
 from clipling.evals.suite.run import read_items, run_plan
 from clipling.evals.suite.subject import Subject
 from clipling.models.hub import new_student, save_student
-from clipling.suites import state_hash
+from clipling.subjects import state_hash
 from tests.toy import toy_folder
 
 

@@ -10,7 +10,8 @@ const text = at("text"), labels = at("labels"), grid = at("grid");
 const number = new Intl.NumberFormat("en");
 const answers = new Map();  // request -> answer, so that Back shows at once what was there
 const KEPT = 40;
-let state = read(location.search), hits = [], waiting = null, typing = false, timer = 0;
+let state = read(location.search), hits = [], drawn = "", waiting = null, typing = false, timer = 0;
+let focusOn = null;  // the card to go back to, when the viewer closes
 
 // --- from state to page
 
@@ -62,7 +63,9 @@ function mini(id, mark, list) {
   return button;
 }
 
-function drawResults(answer) {
+function drawResults(url, answer) {
+  if (drawn === url) { drawView(); return; }
+  drawn = url;
   hits = answer.results;
   at("trouble").hidden = true;
   grid.classList.remove("old");
@@ -78,10 +81,14 @@ function drawResults(answer) {
 
 function drawView() {
   const hit = hits.find((other) => other.id === state.view);
-  if (hit) view(hit, hits); else unview();
+  if (hit) { view(hit, hits); return; }
+  unview();
+  if (focusOn) current(grid.querySelector(`[data-id="${focusOn}"]`));
+  focusOn = null;
 }
 
 function drawTrouble(error) {
+  drawn = "";
   at("trouble").hidden = false;
   at("trouble").firstElementChild.textContent = error.message;
   // What is no longer there will not be there when it is asked for again.
@@ -99,7 +106,7 @@ async function search() {
   draw();
   if (answers.has(url)) {
     busy(false);
-    drawResults(answers.get(url));
+    drawResults(url, answers.get(url));
     return;
   }
   const mine = waiting = new AbortController();
@@ -108,7 +115,7 @@ async function search() {
     const answer = await ask(url, { signal: mine.signal });
     answers.set(url, answer);
     if (answers.size > KEPT) answers.delete(answers.keys().next().value);
-    drawResults(answer);
+    drawResults(url, answer);
   } catch (error) {
     if (error.name !== "AbortError") drawTrouble(error);
   } finally {
@@ -182,7 +189,7 @@ at("home").addEventListener("click", (event) => { event.preventDefault(); clear(
 at("more").addEventListener("click", () => go({ k: Math.min(MOST, state.k + 80) }, { replace: true, scroll: false }));
 at("pick").addEventListener("click", () => at("file").click());
 at("file").addEventListener("change", () => { searchBy(at("file").files[0]); at("file").value = ""; });
-addEventListener("popstate", () => { clearTimeout(timer); typing = false; state = read(location.search); text.value = state.text; labels.value = state.labels; search(); });
+addEventListener("popstate", () => { clearTimeout(timer); typing = false; focusOn = state.view; state = read(location.search); text.value = state.text; labels.value = state.labels; search(); });
 
 grid.addEventListener("click", (event) => {
   const made = event.target.closest(".card"), button = event.target.closest("button");
@@ -205,10 +212,11 @@ function open(id) {
 
 function close() {
   if (!state.view) return;
-  const id = state.view;
-  if (history.state?.viewing) history.back();
-  else { state = { ...state, view: null }; history.replaceState(null, "", address(state)); unview(); }
-  current(grid.querySelector(`[data-id="${id}"]`));
+  if (history.state?.viewing) { history.back(); return; }
+  focusOn = state.view;
+  state = { ...state, view: null };
+  history.replaceState(null, "", address(state));
+  drawView();
 }
 
 function turn(step) {
@@ -221,7 +229,7 @@ at("viewer").addEventListener("click", (event) => { if (event.target === at("vie
 at("close").addEventListener("click", close);
 at("before").addEventListener("click", () => turn(-1));
 at("after").addEventListener("click", () => turn(1));
-at("alike").addEventListener("click", () => { const id = state.view; unview(); similar(id); });
+at("alike").addEventListener("click", () => similar(state.view));
 at("keys").addEventListener("click", () => at("help").showModal());
 at("unhelp").addEventListener("click", () => at("help").close());
 at("help").addEventListener("click", (event) => { if (event.target === at("help")) at("help").close(); });
