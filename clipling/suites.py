@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,6 @@ def run_suite(
     Results that are there already, of the same weights, data and settings, are kept. Returns the table, what was skipped and why,
     and the verdict, JSON-able.
     """
-    from clipling.models import ready
-
     beside = beside or Beside()
     opened: dict[str, Dataset] = {}
     main = subject_of(model)
@@ -61,11 +59,22 @@ def run_suite(
         start = start_of(model, main.student)
         if start.model_hash != main.model_hash:
             outcomes["untrained"] = _beside(start, plan, out, opened, "untrained", say, start_of=main.model_hash)
-    chosen = beside.ready if beside.ready is not None else tuple(ready.cached()[:1])
-    for number, name in enumerate(chosen):
-        outcomes[f"ready {number}"] = _beside(subject_of(name), plan, out, opened, "ready", say)
+    for number, other in enumerate(map(subject_of, beside.ready) if beside.ready is not None else _ready(say)):
+        outcomes[f"ready {number}"] = _beside(other, plan, out, opened, "ready", say)
     written = report([out], out / "report.html", pictures=pictures, first=_identity(made.results[0]))
     return {**written, **_as_json(main, made, outcomes, plan)}
+
+
+def _ready(say: Callable[[str], Any]) -> Iterator[Subject]:
+    """The first ready-made model of the hub's cache that can be opened; nobody asked for it, so one that cannot costs nothing."""
+    from clipling.models.ready import cached
+
+    for name, spec in cached().items():
+        try:
+            yield subject_of(spec, None if "@" in spec else Path(name).name)
+            return
+        except UserError as error:
+            say(f"{name} lies in the hub's cache and cannot be measured beside the model: {error}")
 
 
 def _beside(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -96,12 +97,12 @@ def open_labelled(
     prompts = None
     if benchmark is not None:
         root, tars = benchmark
-        readings, names = _tars(tars, classes or root / "classnames.txt")
+        readings, names = _tars(tars, _stated(root / "classnames.txt", classes))
         prompts = root / "zeroshot_classification_templates.txt"
     elif kind == "tar":
         if classes is None:
             raise UserError(f"{spec}: tars hold class numbers only. Give the class names, one a line: --classes FILE")
-        readings, names = _tars(paths, classes)
+        readings, names = _tars(paths, _names(classes))
     elif kind == "folder":
         readings, names = _folders(folder, classes)
     else:
@@ -163,19 +164,32 @@ def _benchmark(folder: Path) -> tuple[Path, list[Path]] | None:
     return root, tars
 
 
-def _tars(tars: Sequence[Path], classes: Sequence[str] | Path | str) -> tuple[list[Reading], list[str]]:
-    names = _names(classes)
+def _stated(file: Path, classes: Sequence[str] | Path | str | None) -> list[str]:
+    """The names of CLIP_benchmark's `classnames.txt`, or as many others in their stead."""
+    # Published lists name a class twice (ImageNet's "missile"): it stands, and results say so.
+    stated = read_lines(file)
+    named = stated if classes is None else _names(classes)
+    if len(named) != len(stated):
+        raise UserError(f"{len(named)} class names for the {len(stated)} classes that {file} states")
+    return named
+
+
+def _tars(tars: Sequence[Path], names: list[str]) -> tuple[list[Reading], list[str]]:
     readings = read_shards(tars, Options(captions_optional=True))
+    highest = -1
     for reading in readings:
         kept = []
         for row in reading.rows:
             label = str(row.extras.get("cls", ""))
-            if label.isdecimal() and int(label) < len(names):
+            if label.isdecimal():
+                highest = max(highest, int(label))
                 kept.append(Row(row.key, [], row.location, extras={"label": int(label)}))
             else:
-                detail = f"label {label!r} is not a number below {len(names)}" if label else "no .cls"
+                detail = f"label {label!r} is not a whole number" if label else "no .cls"
                 reading.problems.add("no class", f"{Path(reading.origin).name}:{row.key}", detail)
         reading.rows = kept
+    if highest >= len(names):  # not one bad row: the list is of other classes
+        raise UserError(f"{len(names)} class names, but the label {highest} occurs: {highest + 1} classes or more. Give a name for each.")
     return readings, names
 
 
@@ -208,25 +222,47 @@ def _folders(folder: Path, classes: Sequence[str] | Path | str | None) -> tuple[
 
 
 def _names(classes: Sequence[str] | Path | str, folders: Sequence[str] = ()) -> list[str]:
+    """Class names as a user gives them. Raises UserError for two of one name: no picture could be put in the right one."""
     if not isinstance(classes, (str, Path)):
-        return [str(name) for name in classes]
-    if Path(classes).suffix.lower() == ".json":
+        names, where = [str(name) for name in classes], "the class names"
+    elif Path(classes).suffix.lower() == ".json":
         table = read_json(classes)
         missing = [name for name in folders if not isinstance(table, dict) or name not in table]
         if missing or not folders:
             raise UserError(f"{classes} must be an object from each class folder to its name; missing: {missing[:5]}")
-        return [str(table[name]) for name in folders]
-    return read_lines(classes)
+        names, where = [str(table[name]) for name in folders], str(classes)
+    else:
+        names, where = read_lines(classes), str(classes)
+    return _once(names, f"{where}: two classes have the name")
+
+
+def _once(lines: list[str], what: str) -> list[str]:
+    """The lines, each of which must be there once."""
+    seen: set[str] = set()
+    for line in lines:
+        if line in seen:
+            raise UserError(f"{what} {line!r}. Give each one once.")
+        seen.add(line)
+    return lines
 
 
 def read_templates(templates: Sequence[str] | Path | str) -> list[str]:
-    """Prompts with `{c}` for the class name, as given or from a file with one a line. Raises UserError for one without a place."""
+    """Prompts with `{c}` for the class name, as given or from a file with one a line.
+
+    Raises UserError for one without a place, with a place of another name, and for one that is there twice: it would count double.
+    """
     lines = read_lines(templates) if isinstance(templates, (str, Path)) else list(templates)
     lines = [line.replace("{}", "{c}") for line in lines]
     wrong = [line for line in lines if "{c}" not in line]
     if wrong or not lines:
         raise UserError(f"a template needs {{c}} where the class name goes: {wrong[0]!r}" if wrong else "no templates")
-    return lines
+    for line in lines:
+        foreign = [place for place in re.findall(r"\{[^{}]*\}", line) if place != "{c}"]
+        if foreign:
+            raise UserError(
+                f"the template {line!r} has the place {foreign[0]}, which nothing fills. The class name goes where {{c}} stands."
+            )
+    return _once(lines, "there are two templates")
 
 
 def read_lines(path: Path | str) -> list[str]:

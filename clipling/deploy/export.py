@@ -15,6 +15,7 @@ from clipling.deploy.gate import Thresholds
 from clipling.deploy.kit import write_kit
 from clipling.deploy.onnx import IMAGE, TEXT, export_towers
 from clipling.deploy.precisions import add_precisions
+from clipling.deploy.readme import find_card, readme
 from clipling.deploy.samples import take
 from clipling.deploy.tokens import export_tokens
 from clipling.errors import UserError
@@ -52,7 +53,7 @@ def export_model(model: str, out: Path, *, overwrite: bool = False, smaller: Sma
     smaller: graphs that are added then. When they do not pass, UserError is raised and the fp32 export stays.
     """
     check_place(out, overwrite)
-    made = export(open_student(model), out, name=model_name(model), overwrite=overwrite)
+    made = export(open_student(model), out, name=model_name(model), overwrite=overwrite, card=find_card(model))
     if smaller is None:
         return made
     try:
@@ -62,8 +63,10 @@ def export_model(model: str, out: Path, *, overwrite: bool = False, smaller: Sma
     return made | {"gate": gate, "files": {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}}
 
 
-def export(student: Student, out: Path, *, name: str, overwrite: bool = False) -> dict[str, Any]:
+def export(student: Student, out: Path, *, name: str, overwrite: bool = False, card: str | None = None) -> dict[str, Any]:
     """Makes the exported folder `out` of a student, whole or not at all. Returns sizes and agreement, JSON-able.
+
+    card: the model's own README, which the folder's begins with.
 
     Each step below adds files to a folder that takes the place of `out` at the end; a step that refuses raises UserError.
     """
@@ -72,6 +75,7 @@ def export(student: Student, out: Path, *, name: str, overwrite: bool = False) -
         measured = {"fp32": parity.check(student, folder)}
         write_json(folder / GATE, measured)
         write_kit(student, manifest, folder / KIT)
+        atomic_write(folder / "README.md", readme(manifest, card))
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     return {"name": name, "out": str(out), "files": files, "agreement": measured}
 

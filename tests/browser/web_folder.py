@@ -89,6 +89,7 @@ class Pages:
             context = self.browser.new_context(viewport={"width": 1400, "height": 900}, **options)
             self.contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: self.trouble.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: self.trouble.append(f"error: {error}"))
         own = (self.address, f"blob:{self.address}", "data:")

@@ -21,12 +21,12 @@ def class_folders(folder):
     return folder
 
 
-def benchmark(folder, split="test"):
+def benchmark(folder, split="test", odd="x"):
     put(folder / "classnames.txt", "cat\ndog\n")
     put(folder / "zeroshot_classification_templates.txt", "a {c}.\nthe {c}.\n")
     put(folder / split / "nshards.txt", "2\n")
     tar(folder / split / "0.tar", {"a.jpg": picture(0), "a.cls": "1", "b.jpg": picture(1), "b.cls": "0"})
-    tar(folder / split / "1.tar", {"c.jpg": picture(2), "c.cls": "1", "d.jpg": picture(3), "d.cls": "2", "e.jpg": picture(4)})
+    tar(folder / split / "1.tar", {"c.jpg": picture(2), "c.cls": "1", "d.jpg": picture(3), "d.cls": odd, "e.jpg": picture(4)})
     return folder
 
 
@@ -58,7 +58,7 @@ def test_clip_benchmark(tmp_path, part):
 
 
 def test_tars(tmp_path):
-    spec = str(benchmark(tmp_path / "x") / "test" / "{0..1}.tar")
+    spec = str(benchmark(tmp_path / "x", odd="2") / "test" / "{0..1}.tar")
     names = put(tmp_path / "names.txt", "k\nl\nm\n")
     found = open_labelled(spec, names, max_bad=0.5)
     assert (found.labels.tolist(), found.classnames) == ([1, 0, 1, 2], ["k", "l", "m"])
@@ -98,6 +98,49 @@ def test_mistakes(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             open_labelled(str(spec), **how)
+
+
+def test_names_that_are_too_few_are_refused_whatever_share_they_spoil(tmp_path):
+    spec = benchmark(tmp_path / "x", odd="2")
+    with pytest.raises(UserError, match="2 class names, but the label 2 occurs: 3 classes or more"):
+        open_labelled(str(spec), max_bad=0.5)
+    with pytest.raises(UserError, match="1 class names, but the label 2 occurs"):
+        open_labelled(str(spec / "test" / "{0..1}.tar"), ["k"], max_bad=0.9)
+
+
+def test_names_must_be_as_many_as_the_source_states(tmp_path):
+    spec = str(benchmark(tmp_path / "x"))
+    with pytest.raises(UserError, match=r"3 class names for the 2 classes that .*classnames\.txt states"):
+        open_labelled(spec, ["a", "b", "c"], max_bad=0.5)
+    assert open_labelled(spec, ["a", "b"], max_bad=0.5).classnames == ["a", "b"]
+
+
+def test_two_classes_of_one_name(tmp_path):
+    folder, tars = str(class_folders(tmp_path / "x")), benchmark(tmp_path / "y")
+    for how in (
+        ["a", "b", "a"],
+        put(tmp_path / "n.txt", "a\nb\na\n"),
+        put(tmp_path / "n.json", '{"ant": "a", "dog": "b", "tabby_cat": "a"}'),
+    ):
+        with pytest.raises(UserError, match="two classes have the name 'a'"):
+            open_labelled(folder, how)
+    put(tars / "classnames.txt", "cat\ncat\n")
+    assert open_labelled(str(tars), max_bad=0.5).classnames == ["cat", "cat"], "published lists do this"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["a {c}.", "the {c}.", "a {c}."], r"two templates 'a \{c\}\.'"),
+        (["a {c} of {x}."], r"has the place \{x\}, which nothing fills"),
+        (["a {}.", "a {c}."], "two templates"),
+    ],
+)
+def test_templates_that_would_count_wrongly(tmp_path, lines, said):
+    folder = str(class_folders(tmp_path / "x"))
+    for templates in (lines, put(tmp_path / "t.txt", "\n".join(lines))):
+        with pytest.raises(UserError, match=said):
+            open_labelled(folder, templates=templates)
 
 
 def test_cifar10(shared_data):

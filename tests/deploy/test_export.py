@@ -37,7 +37,9 @@ def kit() -> tuple[Path, dict]:
 
 def test_what_a_folder_holds():
     student, folder = tiny_export()
-    assert sorted(p.name for p in folder.iterdir()) == ["clipling.json", "gate.json", "image.onnx", "kit", "text.onnx", "tokenizer.json"]
+    files = ["README.md", "clipling.json", "gate.json", "image.onnx", "kit", "text.onnx", "tokenizer.json"]
+    assert sorted(p.name for p in folder.iterdir()) == files
+    assert "came without a card" in (folder / "README.md").read_text()
     assert set(KIT_FILES) <= {p.name for p in (folder / "kit").iterdir()}
     gate = json.loads((folder / "gate.json").read_text())["fp32"]
     assert gate["image"]["max_error"] < 1e-5
@@ -162,11 +164,12 @@ def test_names(model, name):
 
 
 def test_the_verb(capsys, tmp_path):
-    save_student(tiny_export()[0], tmp_path / "run" / "model")
+    save_student(tiny_export()[0], tmp_path / "run" / "model", card="# Mine\n\nLicence: mine\n")
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "text.onnx" in printed
     assert "largest error" in printed
     assert clipling.load(tmp_path / "out", threads=1).manifest.name == "run"
+    assert (tmp_path / "out" / "README.md").read_text().startswith("# Mine\n\nLicence: mine\n\n## Exported to ONNX")
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
     assert "--overwrite" in capsys.readouterr().err

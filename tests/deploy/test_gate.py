@@ -77,9 +77,9 @@ def test_what_a_drop_may_be(lost, queries, passes):
 
 
 def test_what_a_cosine_may_be():
-    assert judge(Cosine(0.98, 0.9, 0.1, 9), {}, Thresholds(), without_data=False) == ()
-    assert len(judge(Cosine(0.98, 0.9, 0.1, 9), {}, Thresholds(), without_data=True)) == 1  # nothing else looks at a cone
-    assert len(judge(Cosine(0.97, 0.8, 0.1, 9), {}, Thresholds(), without_data=False)) == 2
+    assert judge(Cosine(0.98, 0.8, 0.1, 9), {}, Thresholds(), without_data=False) == ()
+    assert len(judge(Cosine(0.98, 0.8, 0.1, 9), {}, Thresholds(), without_data=True)) == 1  # nothing else looks at a cone
+    assert len(judge(Cosine(0.97, 0.79, 0.1, 9), {}, Thresholds(), without_data=False)) == 2
     nan = float("nan")
     assert len(judge(Cosine(nan, nan, nan, 9), {"acc1": Drop(nan, nan, nan, nan, nan, 9)}, Thresholds(), without_data=True)) == 4
     with pytest.raises(UserError, match="mean_cosine is 98"):

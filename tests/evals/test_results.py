@@ -67,6 +67,37 @@ def test_other_files_are_explained(tmp_path, content, message):
         read_result(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('"metrics": []', "metrics is []"),
+        ('"metrics": {"acc1": 1e999}', "metrics.acc1 is inf: expected a finite number"),
+        ('"intervals": [1]', "intervals is [1]"),
+        ('"intervals": {"acc1": [1]}', "intervals.acc1"),
+        ('"made": []', "made is []: expected a mapping"),
+        ('"size": []', "size is []"),
+        ('"details": []', "details is []"),
+        ('"dataset": 1', "dataset is 1: expected text"),
+        ('"prompts": "a"', "prompts is 'a': expected a list of texts"),
+    ],
+)
+def test_damaged_results_are_explained(tmp_path, change, said):
+    content = '{"dataset": "d", "model": "m", "task": "zeroshot_classification", "metrics": {"acc1": 0.5}, '
+    (tmp_path / "x.json").write_text(content + change + "}")
+    with pytest.raises(UserError) as error:
+        read_result(tmp_path / "x.json")
+    assert f"x.json is damaged: {said}" in str(error.value)
+
+
+@pytest.mark.parametrize("letter", ["a", "\u6f22", "\U0001d538"])
+def test_long_names_are_cut_by_bytes_and_stay_apart(tmp_path, letter):
+    names = [letter * 90 + end for end in ("x", "y")]
+    paths = [write_result(result(dataset=name, model=name, pretrained=name), tmp_path) for name in names]
+    assert len(set(paths)) == 2
+    assert max(len(path.name.encode()) for path in paths) <= 240, "room for what a temporary file adds, within 255"
+    assert [read_result(path).dataset for path in paths] == names
+
+
 def test_unknown_task():
     with pytest.raises(ValueError, match="zeroshot_retrieval"):
         result(task="retrieval")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipling.evals.public import public
 from clipling.evals.report import flat
 from clipling.evals.results import Result
 from clipling.evals.suite.compared import ModelResults
@@ -50,8 +51,8 @@ def _facts(result: Result) -> Facts:
         "date": made.pop("date", ""),
         "seconds": made.pop("seconds", ""),
         "model": " ".join(filter(None, (result.model, result.pretrained))),
-        "weights, SHA-256": result.model_hash,
-        "data": result.spec,
+        "model, SHA-256": result.model_hash,
+        "data": public(result.spec),
         "data, hash": result.data_hash,
         "language": result.language,
         "size": result.size,

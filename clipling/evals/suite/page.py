@@ -11,6 +11,7 @@ from clipling.evals.report import clock, environment
 from clipling.evals.suite.blocks import Cell, Grid, Remark, Section, Table
 from clipling.evals.suite.compared import Comparison, Gap, ModelResults
 from clipling.evals.suite.figures import cost_figures, gap_figures
+from clipling.evals.suite.languages import by_language
 from clipling.evals.suite.origins import origins
 from clipling.evals.suite.pictures import Pictures
 from clipling.evals.suite.sections import remarks, sections
@@ -44,6 +45,7 @@ def write_page(path: Path | str, models: Sequence[ModelResults], comparison: Com
         "headlines": [_headlines(f"dataset-{n}", dataset, models) for n, dataset in enumerate(datasets, 1)],
         "gaps": _gaps(comparison.gaps, models),
         "chapters": [_chapter(number, dataset, models, pictures) for number, dataset in enumerate(datasets, 1)],
+        "languages": by_language(models),
         "cost": _cost(datasets, models),
         "origins": origins(models),
         "version": clipling.__version__,
@@ -77,7 +79,7 @@ def _overview(models: Sequence[ModelResults]) -> Table:
                 Cell(weights[:12] or "–", look="code"),
             ]
         )
-    return Table(["model", "parameters", "samples seen", "training", "weights, SHA-256"], rows)
+    return Table(["model", "parameters", "samples seen", "training", "model, SHA-256"], rows)
 
 
 def _headlines(prefix: str, dataset: str, models: Sequence[ModelResults]) -> Table:
@@ -140,13 +142,14 @@ def _chapter(number: int, dataset: str, models: Sequence[ModelResults], wanted: 
 
 
 def _size(dataset: str, models: Sequence[ModelResults]) -> str:
-    """`600 pictures of 10 classes`, from the first result that says so."""
+    """`600 pictures of 10 classes; 3 rows could not be used`, from the first result that says so."""
     for result in (r for m in models for r in m.results if r.dataset == dataset):
         size: Mapping[str, int] = result.size
+        bad = f"; {size['bad_rows']:,} rows could not be used" if size.get("bad_rows") else ""
         if {"images", "classes"} <= set(size):
-            return f"{size['images']:,} pictures of {size['classes']:,} classes"
+            return f"{size['images']:,} pictures of {size['classes']:,} classes{bad}"
         if {"pairs", "captions"} <= set(size):
-            return f"{size['pairs']:,} pictures with {size['captions']:,} captions"
+            return f"{size['pairs']:,} pictures with {size['captions']:,} captions{bad}"
     return ""
 
 

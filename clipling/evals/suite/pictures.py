@@ -11,20 +11,27 @@ from clipling.data.pairs import Pairs
 from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.evals.gallery import Thumbnails
+from clipling.evals.public import public
 from clipling.evals.results import CLASSIFICATION, Result
 from clipling.evals.suite.blocks import Answer, Asked, Folded, Gallery, Guess, Mistake, Mistakes, Tile
 from clipling.evals.suite.compared import ModelResults
+from clipling.evals.suite.sources import reopened
 
 Of = tuple[ModelResults, Result]
 MOST_ANSWERS = 3  # models in a gallery: more cannot be taken in
 MISTAKES, QUERIES = 10, 6
+PRIVATE = "Pictures were left out of this page, and with them all that is about single ones: galleries, worst failures, captions, queries."
 
 
 class Pictures:
-    """The pictures of one dataset. `note` says why there are none, and is empty when there are."""
+    """The pictures of one dataset. `note` says why there are none, and is empty when there are.
+
+    Where they are not `wanted`, the data is private: nothing is shown of a single picture, nor its captions, queries and key.
+    """
 
     def __init__(self, results: Sequence[Result], wanted: bool = True) -> None:
-        self.source, self.note = _open(results) if wanted else (None, "Pictures were left out of this page.")
+        self.wanted = wanted
+        self.source, self.note = _open(results) if wanted else (None, PRIVATE)
         self.thumbnails = Thumbnails(self.source, self.source is not None)
 
     def __bool__(self) -> bool:
@@ -54,18 +61,18 @@ class Pictures:
 
 def _open(results: Sequence[Result]) -> tuple[Any, str]:
     """The source of a dataset and why there is none. A source that changed since it was measured would show wrong pictures."""
-    spec = next((r.spec for r in results if r.spec), "")
-    if not spec:
+    named = next((r for r in results if r.spec), None)
+    if named is None:
         return None, "No pictures: these results do not say which source they were made on."
     labelled, wanted = "classes" in results[0].size, {r.data_hash for r in results if r.data_hash}
     if len(wanted) > 1:
         return None, "No pictures: the models were not measured on the same pictures, so rows of one are not those of the other."
     try:
-        source = _labelled(spec, results, wanted) if labelled else open_pairs(spec)
-        if wanted and source.fingerprint not in wanted:
-            return None, f"No pictures: {spec} is not what it was when this was measured."
-    except (UserError, OSError, ValueError) as error:
-        return None, f"No pictures: {spec} cannot be opened. {error}"
+        source = reopened(named) or (_labelled(named.spec, results, wanted) if labelled else open_pairs(named.spec))
+    except (UserError, OSError, ValueError):  # what is wrong with it may name paths, which are nobody else's business
+        return None, f"No pictures: {public(named.spec)} cannot be opened here."
+    if wanted and source.fingerprint not in wanted:
+        return None, f"No pictures: {public(named.spec)} is not what it was when this was measured."
     return source, ""
 
 
@@ -85,6 +92,8 @@ def _labelled(spec: str, results: Sequence[Result], wanted: set[str]) -> Labelle
 
 def retrieval_galleries(of: Sequence[Of], pictures: Pictures) -> list[Any]:
     """Captions drawn by a hash with what every model finds, then where the first model is furthest off."""
+    if not pictures.wanted:
+        return []
     blocks: list[Any] = []
     if pictures:
         asked = _asked(of[:MOST_ANSWERS], pictures)
@@ -142,6 +151,8 @@ def _worst_pictures(model: ModelResults, result: Result, pictures: Pictures) -> 
 
 def class_mistakes(of: Sequence[Of], pictures: Pictures) -> list[Any]:
     """The most confident mistakes of every model, those of the first open."""
+    if not pictures.wanted:
+        return []
     blocks: list[Any] = []
     for number, (model, result) in enumerate(of):
         worst = [
@@ -157,6 +168,8 @@ def class_mistakes(of: Sequence[Of], pictures: Pictures) -> list[Any]:
 
 def negative_examples(of: Sequence[Of], pictures: Pictures) -> list[Any]:
     """Captions against their hard negatives: the most wrongly and the most rightly decided ones of the first model."""
+    if not pictures.wanted:
+        return []
     model, result = of[0]
     asked = []
     for kind in result.details.get("kinds", []):
@@ -172,6 +185,8 @@ def negative_examples(of: Sequence[Of], pictures: Pictures) -> list[Any]:
 
 def worst_queries(of: Sequence[Of], pictures: Pictures) -> list[Any]:
     """Own queries that the first model answers worst."""
+    if not pictures.wanted:
+        return []
     model, result = of[0]
     asked = []
     for e in result.details.get("worst", [])[:QUERIES]:
@@ -189,6 +204,8 @@ def worst_queries(of: Sequence[Of], pictures: Pictures) -> list[Any]:
 
 def explained_pictures(of: Sequence[Of], pictures: Pictures) -> list[Any]:
     """Which descriptions a picture of a class is nearest to."""
+    if not pictures.wanted:
+        return []
     model, result = of[0]
     found = []
     for e in result.details.get("explained", []):

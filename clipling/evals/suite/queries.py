@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -69,17 +69,21 @@ class OwnQueries:
         return Found(
             metrics=floats({name: values.mean() for name, values in items.items()}),
             items=items,
-            details={"slices": table, "worst": _worst(items, known, text, image)},
+            details={"slices": table, "worst": _worst(items, known, text, image), "left_out": known.left_out},
             notes=notes,
         )
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Queries that have a relevant picture in the dataset: `texts` [Q], `grades` [Q] of rows of the dataset."""
+    """Queries that have a relevant picture in the dataset: `texts` [Q], `grades` [Q] of rows of the dataset.
+
+    left_out: the first keys and rows of the file that cannot be used. Notes count them and name none: private pages have notes.
+    """
 
     texts: list[str]
     grades: list[dict[int, int]]
+    left_out: list[str] = field(default_factory=list)
 
 
 def matched(read: Queries, dataset: Dataset) -> tuple[Judged, list[str]]:
@@ -105,15 +109,15 @@ def matched(read: Queries, dataset: Dataset) -> tuple[Judged, list[str]]:
         raise UserError(f"{dataset.queries}: no query has a relevant picture (grade 1 or more) in {dataset.name}")
     notes = []
     if unknown:
-        notes.append(f"{len(unknown)} of {len(keys)} keys are no pictures of the dataset: {', '.join(map(repr, unknown[:5]))}.")
+        notes.append(f"{len(unknown)} of {len(keys)} keys are no pictures of the dataset.")
     if len(texts) < len(read.texts):
         notes.append(f"{len(read.texts) - len(texts)} of {len(read.texts)} queries have no relevant picture here and were left out.")
     if len(read.problems):
-        problems = "; ".join(f"{problem.where}: {problem.detail}" for problem in read.problems.rows[:5])
-        notes.append(f"{len(read.problems)} of {read.rows} rows cannot be used ({problems}).")
+        notes.append(f"{len(read.problems)} of {read.rows} rows cannot be used.")
     if read.unread:
         notes.append(f"Further columns were not read: {', '.join(read.unread)}.")
-    return Judged(texts, grades), notes
+    left_out = [*unknown[:5], *(f"{problem.where}: {problem.detail}" for problem in read.problems.rows[:5])]
+    return Judged(texts, grades, left_out), notes
 
 
 def measured(

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -38,18 +38,29 @@ def served(search: Search, limits: Limits | None = None, threads: int = 2) -> It
             thread.join(10)
 
 
-def exchange(port: int, data: bytes, timeout: float = 10.0, close: bool = True) -> bytes:
-    """Sends bytes and reads until the other side closes; b"" where it resets or says nothing in time."""
+def exchange(port: int, data: bytes, timeout: float = 60.0, patience: float | None = None) -> bytes:
+    """Sends bytes and reads until the other side closes; b"" where it resets or says nothing in time.
+
+    patience: seconds after which the sending side is closed, which a request that is not whole needs. Not at once: uvicorn takes
+    a closed sending side for a client that has gone, and then no answer is seen.
+    """
     received = b""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
-        try:
+        with suppress(OSError):  # refused before its end: there may be an answer
             connection.sendall(data)
-            if close:
-                connection.shutdown(socket.SHUT_WR)
-            while part := connection.recv(65536):
-                received += part
-        except OSError:
-            pass
+        for wait, close in ((patience or timeout, patience is not None), (timeout, False)):
+            connection.settimeout(wait)
+            try:
+                while part := connection.recv(65536):
+                    received += part
+                break
+            except TimeoutError:
+                if not close:
+                    break
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
+            except OSError:
+                break
     return received
 
 

@@ -29,6 +29,10 @@ def requests(count: int, seed: int, large: bool = True) -> list[tuple[str, bytes
     return [(name, kinds[name](rng)) for name in (names[i % len(names)] for i in range(count))]
 
 
+# Seconds after which a client closes its side: of these kinds many requests are not whole, and nothing comes for them.
+PATIENCE = {"http": 0.5, "form": 0.5}
+
+
 def get(path: bytes, *headers: bytes) -> bytes:
     return b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"".join(h + b"\r\n" for h in headers) + b"Connection: close\r\n\r\n"
 

@@ -207,6 +207,14 @@ def test_an_upload_of_too_many_pixels_is_refused_by_its_header(search):
         assert "limit of 1,000" in client.post("/api/uploads", files={"file": png(size=(32, 32))}).json()["detail"]
 
 
+def test_a_large_upload_is_halved_and_says_the_same(client):
+    made = client.post("/api/uploads", files={"file": png(COLOURS["purple"], (4100, 4000))}).json()
+    assert (made["width"], made["height"]) == (4100, 4000)
+    found = client.get("/api/search", params={"upload": made["upload"], "k": 1}).json()["results"][0]
+    assert found["key"].startswith("purple/")
+    assert found["score"] == pytest.approx(1, abs=1e-4)
+
+
 def test_icons_hide_large_frames_and_are_refused(client):
     held = io.BytesIO()
     Image.new("RGB", (64, 64)).save(held, "ICO")
@@ -376,7 +384,7 @@ HOST = b"Host: 127.0.0.1\r\n"
 def test_a_head_that_never_ends_is_not_waited_for(port):
     begun = time.monotonic()
     for sent in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: loc"):
-        exchange(port, sent, close=False)
+        exchange(port, sent)
     assert time.monotonic() - begun < 3 * 4
 
 
@@ -404,7 +412,7 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(port):
 
 def test_a_body_that_does_not_come_ends_the_request(port):
     begun = time.monotonic()
-    answer = exchange(port, b"POST /api/uploads HTTP/1.1\r\n" + HOST + b"Content-Length: 40000\r\n\r\nabc", close=False)
+    answer = exchange(port, b"POST /api/uploads HTTP/1.1\r\n" + HOST + b"Content-Length: 40000\r\n\r\nabc")
     assert status_of(answer) == 408
     assert time.monotonic() - begun < 4
 
@@ -424,18 +432,18 @@ def chunked(path: bytes, size: int) -> bytes:
 
 @pytest.mark.parametrize(("path", "size"), [(b"/api/uploads", 90_000), (b"/api/search", 5000), (b"/nowhere", 5000)])
 def test_bodies_are_bounded_also_without_a_length(port, path, size):
-    assert status_of(exchange(port, chunked(path, size), close=False)) == 413
+    assert status_of(exchange(port, chunked(path, size))) == 413
 
 
 @pytest.mark.parametrize("length", [b"50001", b"9" * 30])
 def test_a_stated_length_is_refused_at_once(port, length):
-    answer = exchange(port, b"POST /api/uploads HTTP/1.1\r\n" + HOST + b"Content-Length: " + length + b"\r\n\r\n", close=False)
+    answer = exchange(port, b"POST /api/uploads HTTP/1.1\r\n" + HOST + b"Content-Length: " + length + b"\r\n\r\n")
     assert status_of(answer) in (400, 413)
 
 
 def test_get_with_a_body_is_bounded(port):
     sent = b"GET /api/health HTTP/1.1\r\n" + HOST + b"Content-Length: 2000\r\n\r\n" + b"x" * 2000
-    assert status_of(exchange(port, sent, close=False)) == 413
+    assert status_of(exchange(port, sent)) == 413
 
 
 def test_two_hosts_are_refused(port):

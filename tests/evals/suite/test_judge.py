@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,81 @@ def test_a_ready_model_that_is_as_good_is_said_first(make):
     assert (found.title, found.tone) == ("A ready model is no worse", "loss")
     assert found.text.startswith("a does not beat the ready-made clip")
     assert any(line.startswith("a beats its untrained start") for line in found.points)
+
+
+def test_a_start_of_another_model_decides_nothing(make):
+    models = [make("a", hits(0.30)), make("s", hits(0.99, seed=3), role="untrained", owner="hash of b")]
+    found = judge.compare(models)
+    assert found == judge.compare(models[:1])
+
+
+def test_a_start_without_an_owner_is_not_compared(make):
+    start = make("s", hits(0.99, seed=3), role="untrained")
+    start.results[0].made.pop("start_of")
+    found = judge.compare([make("a", hits(0.30)), start])
+    assert (found.tone, found.gaps) == ("plain", [])
+    assert any("s do not say which model's start it is" in line for line in found.warnings)
+
+
+@pytest.mark.parametrize("role", ["untrained", "ready", "model"])
+@pytest.mark.parametrize("whose", ["a", "s"])
+def test_missing_items_are_said_first_and_are_never_neutral(make, tmp_path, role, whose):
+    models = [make("a", hits(0.30)), make("s", hits(0.99, seed=3), role=role)]
+    (path,) = (tmp_path / ITEMS).glob(f"*_{whose}_*")
+    path.unlink()
+    found = judge.compare(models)
+    assert (found.title, found.tone, found.gaps) == ("Could not be compared", "loss", [])
+    assert found.text.startswith("a and s could not be compared in acc1 of cats: per-item values are missing")
+
+
+def test_the_title_is_decided_by_roles_and_not_by_words(make):
+    """The ready model's name occurs in the sentence about the start; it is beaten, and the title must not blame it."""
+    models = [
+        make("a", hits(0.5)),
+        make("start", hits(0.5, seed=3), role="untrained"),
+        make("start ready", hits(0.1, seed=4), role="ready"),
+    ]
+    models[2] = dataclasses.replace(models[2], label="untrained start")
+    found = judge.compare(models)
+    assert found.title == "Training did not help everywhere"
+
+
+def test_intervals_of_differences_draw_units_together(make):
+    a, b = np.repeat(hits(0.6, 100), 4).astype(float), np.repeat(hits(0.5, 100, 1), 4).astype(float)
+    unit = np.repeat(np.arange(100), 4)
+    (gap,) = judge.compare([make("a", a, units=unit), make("b", b, units=unit)]).gaps
+    assert (gap.low, gap.high) == interval(a - b, unit)
+    assert gap.high - gap.low > 1.5 * np.ptp(interval(a - b))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [({"prompts": ["the {c}"]}, "other prompts"), ({"inputs": "j"}, "other templates or files beside the data")]
+)
+def test_what_was_asked_otherwise_is_not_compared(make, change, why):
+    found = judge.compare([make("a", hits(0.6)), make("b", hits(0.4, seed=1), **change)])
+    assert found.gaps == []
+    assert f"b on cats (zeroshot_classification) was measured with {why}: not compared." in found.warnings
+
+
+def test_other_queries_are_not_compared(make):
+    models = [make("a", hits(0.6)), make("b", hits(0.4, seed=1), inputs="j")]
+    for model in models:
+        result = model.results[0]
+        result.task, result.metrics = "queries", {"ndcg@10": 0.5}
+    assert "b on cats (queries) was measured with other queries: not compared." in judge.compare(models).warnings
+
+
+def test_a_result_without_the_metric_is_no_traceback(make):
+    model = make("a", hits(0.6))
+    model.results[0].metrics.clear()
+    assert judge.compare([model]).title == "Measured"
+
+
+@pytest.mark.parametrize(("seen", "differs"), [(100.5, False), (103, True)])
+def test_budgets_may_differ_by_one_percent(make, seen, differs):
+    other = make("b", hits(0.4, seed=1), budget={"samples_seen": seen, "parameters": 10})
+    found = judge.compare([make("a", hits(0.6)), other])
+    assert any("budgets" in line for line in found.warnings) == differs
 
 
 def test_budgets_that_differ_are_warned_of(make):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html as html_module
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipling.data.classes import open_labelled
+from clipling.data.source import open_pairs
 from clipling.evals.plots import Whisker
 from clipling.evals.results import SUITE_TASKS, Result
 from clipling.evals.suite.catalogue import EVALUATIONS, evaluation
@@ -283,14 +286,47 @@ def test_no_pictures_when_they_are_not_wanted(made, tmp_path):
     write_page(tmp_path / "page.html", [replace(m, results=zero_shot(m)) for m in made[0]], SAID, pictures=False)
     text = read_text(tmp_path / "page.html")
     assert "<img" not in text
-    assert text.count("Pictures were left out of this page.") == 2, "once a dataset"
-    assert "Captions furthest from their picture" in text, "what failed is still said in words"
+    assert text.count("Pictures were left out of this page, and with them all that is about single ones") == 2, "once a dataset"
+
+
+def test_a_private_page_says_nothing_of_single_pictures(made, tmp_path):
+    """Neither captions nor queries nor keys nor folders: what the public page says of them is gone."""
+    models, _ = made
+    kept = [(open_pairs if r.task == "zeroshot_retrieval" else open_labelled)(r.spec) for r in zero_shot(models[0])]
+    private = {text for source in kept for text in (*source.keys, *getattr(source, "captions", ()))}
+    private |= {e["query"] for m in models for r in m.results for e in r.details.get("worst", []) if "query" in e}
+    private |= {e["negative"] for m in models for r in m.results for k in r.details.get("kinds", []) for e in k.get("examples", [])}
+    private |= {str(Path(r.spec).parent) for r in models[0].results}
+    found = {}
+    for pictures in (True, False):
+        write_page(tmp_path / "page.html", models, SAID, pictures=pictures)
+        text = html_module.unescape((tmp_path / "page.html").read_text())
+        found[pictures] = [each for each in private if each in text]
+    assert len(found[True]) > 10
+    assert found[False] == []
+
+
+def test_rows_that_could_not_be_used_are_counted(tmp_path):
+    size = {"images": 60, "classes": 3, "bad_rows": 7}
+    assert "60 pictures of 3 classes; 7 rows could not be used" in write(tmp_path, result(size=size))
+
+
+def test_languages_of_one_family_stand_side_by_side(tmp_path):
+    def one(language, share):
+        metrics = {f"{way}_recall@10": share for way in ("i2t", "t2i")}
+        return result("zeroshot_retrieval", f"shop [{language}]", metrics=metrics, language=language, family="shop")
+
+    text = write(tmp_path, [one("en", 0.625), one("de", 0.375)], [one("en", 0.5)])
+    block = text[text.index("By language") : text.index("How to make it again", text.index("By language"))]
+    for shown in ("62.5", "37.5", "50.0", "–"):
+        assert shown in block
+    assert "By language" not in write(tmp_path, result())
 
 
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        ({"spec": "nowhere/at/all"}, "nowhere/at/all cannot be opened"),
+        ({"spec": "nowhere/at/all"}, "No pictures: all cannot be opened here."),
         ({"spec": ""}, "do not say which source"),
         ({"data_hash": "0" * 32}, "is not what it was when this was measured"),
     ],

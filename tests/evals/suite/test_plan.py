@@ -8,7 +8,7 @@ from clipling.errors import UserError
 from clipling.evals.results import SUITE_TASKS
 from clipling.evals.suite.catalogue import EVALUATIONS, SUITES, evaluation
 from clipling.evals.suite.found import LABELLED, PAIRS
-from clipling.evals.suite.plan import DatasetSpec, Plan, named_plan, read_groups, short
+from clipling.evals.suite.plan import DatasetSpec, named_plan, read_groups, short
 from clipling.evals.suite.plan_file import read_plan
 from tests.toy import toy_folder
 
@@ -49,6 +49,23 @@ def test_suites_name_tasks_once():
         ),
         ("tasks: [corruptions]\ndatasets: {a: {data: b}}\nsettings: {corruptions: {sample: x}}", "corruptions.sample is 'x'"),
         ("suite: [", "cannot be read as YAML"),
+        ("datasets: {a: {data: b}, a: {data: c}}", "the key 'a' is there twice"),
+        ("datasets:\n  a:\n    data: b\n    data: c\n", "the key 'data' is there twice"),
+        ("tasks: [cost, geometry, cost]\ndatasets: {a: {data: b}}", "tasks names 'cost' twice"),
+        ("tasks: cost\ndatasets: {a: {data: b}}", "tasks is 'cost': expected a list of texts"),
+        ("datasets: {a: {data: b, outside: x}}", "outside is 'x': expected a list of texts"),
+        ("datasets: [a]", "datasets is ['a']: expected a mapping"),
+        (
+            "tasks: [attacks]\ndatasets: {a: {data: b}}\nsettings: {attacks: {epsilons: 1}}",
+            "attacks.epsilons is 1: expected a list of numbers",
+        ),
+        ("datasets: {1: {data: b}}", "datasets: the name 1 is no text for YAML. Put it in quotes."),
+        ("datasets: {a: {data: 3}}", "datasets.a: data is 3: expected text"),
+        ("datasets: {a b: {data: b}, a-b: {data: c}}", "'a b' and 'a-b' would write the same files"),
+        ("datasets: {A: {data: b}, a: {data: c}}", "'A' and 'a' would write the same files"),
+        ("datasets: {a: {data: b, languages: {de: de}, caption_column: x}}", "caption_column would be ignored beside languages"),
+        ("datasets: {a: {data: b, languages: {de: de}, queries: x.csv}}", "queries would be ignored beside languages"),
+        ("datasets: {a: {data: b, languages: {de: de}}, 'a [de]': {data: c}}", "'a [de]' is there twice"),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path, content, said):
@@ -64,6 +81,25 @@ def test_paths_are_relative_to_the_file(tmp_path):
     plan = read_plan(tmp_path / "suite.yaml")
     assert plan.datasets["emoji"].data == "demo:emoji"
     assert len(plan.datasets["mine"].open("mine")) == 3
+
+
+def test_settings_that_are_paths_are_relative_to_the_file(tmp_path):
+    (tmp_path / "suite.yaml").write_text(
+        "tasks: [linear_probe, knn]\ndatasets: {a: {data: b}}\n"
+        "settings: {linear_probe: {train: more, train_classes: names.txt}, knn: {train: 'demo:emoji'}}"
+    )
+    probe, knn = read_plan(tmp_path / "suite.yaml").evaluations
+    assert (probe.train, probe.train_classes) == (str(tmp_path / "more"), str(tmp_path / "names.txt"))
+    assert knn.train == "demo:emoji"
+
+
+def test_one_dataset_a_language(tmp_path):
+    (tmp_path / "suite.yaml").write_text("tasks: [cost]\ndatasets: {shop: {data: shop.jsonl, languages: {en: caption, de: lang.de}}}")
+    datasets = read_plan(tmp_path / "suite.yaml").datasets
+    assert list(datasets) == ["shop [en]", "shop [de]"]
+    german = datasets["shop [de]"]
+    assert (german.caption_column, german.language, german.family) == ("lang.de", "de", "shop")
+    assert german.data == str(tmp_path / "shop.jsonl")
 
 
 @pytest.mark.parametrize("given", [{"classes": "c.txt"}, {"outside": ("x",)}, {"groups": "g.csv"}])

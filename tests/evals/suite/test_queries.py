@@ -209,7 +209,8 @@ def test_unknown_keys_and_queries_without_an_answer(tmp_path):
     found = OwnQueries()(subject, dataset)
     assert len(found.items["mrr"]) == 20
     assert subject.asked[0] == ("texts", [f"q{i}" for i in range(20)])
-    assert "1 of 21 keys are no pictures of the dataset: 'gone.png'." in found.notes
+    assert "1 of 21 keys are no pictures of the dataset." in found.notes
+    assert "gone.png" in found.details["left_out"]
     assert any(note.startswith("2 of 22 queries have no relevant picture") for note in found.notes)
     more = [(f"m{i}", f"gone{i}.png", 1) for i in range(6)]
     dataset = pairs_dataset(["a caption"] * 30, queries=written(tmp_path / "q.csv", rows + more))
