@@ -1,6 +1,6 @@
 """How long does the full suite take on a small student, and does its memory grow with the number of pictures?
 
-    python benchmarks/teacher.py && python benchmarks/tinyclip_speedup.py --arms inherit+affinity --seeds 0      first: a student
+    python benchmarks/teacher.py && python benchmarks/tinyclip_speedup.py --arms inherit+affinity --seeds 1      first: a student
     python benchmarks/suite_cost.py                  [--model RUN]
 
 `full`: `clipling eval --suite full` over Flickr8k dev and CIFAR-10 with an empty cache, seconds a task and in all. `memory`: the peak
@@ -24,7 +24,7 @@ from teacher import DEV
 
 from clipling.evals.results import read_results
 
-STUDENT = RUNS / "tinyclip_speedup" / "inherit_affinity" / "seed-0"
+STUDENT = RUNS / "tinyclip_speedup" / "inherit_affinity" / "seed-1"
 FULL = """
 suite: full
 datasets:

@@ -14,6 +14,7 @@ from clipling.data.reading import Options
 from clipling.data.source import open_pairs, resolve
 from clipling.errors import UserError
 from clipling.evals.evaluators import Retrieval, ZeroShot
+from clipling.evals.public import public
 from clipling.evals.results import CLASSIFICATION, RETRIEVAL, Result, weights_hash, write_result
 from clipling.models.dual import Student
 from clipling.models.hub import open_student
@@ -63,7 +64,7 @@ def _retrieval(student: Student, pairs: Pairs) -> Result:
     intervals = {name: tuple(pair) for name, pair in found.intervals(evaluator.ks).items()}
     size = {"pairs": len(pairs), "captions": len(pairs.captions), "bad_rows": len(pairs.problems)}
     return Result(
-        dataset=pairs.name, model="", task=RETRIEVAL, metrics=metrics, intervals=intervals, size=size, data_hash=pairs.fingerprint
+        dataset=public(pairs.name), model="", task=RETRIEVAL, metrics=metrics, intervals=intervals, size=size, data_hash=pairs.fingerprint
     )
 
 
@@ -72,7 +73,7 @@ def _zero_shot(student: Student, labelled: LabelledImages) -> Result:
     metrics = dict(evaluator(student))
     size = {"images": len(labelled), "classes": len(labelled.classnames), "bad_rows": len(labelled.problems)}
     return Result(
-        dataset=labelled.name,
+        dataset=public(labelled.name),
         model="",
         task=CLASSIFICATION,
         metrics=metrics,

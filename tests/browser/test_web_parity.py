@@ -15,7 +15,7 @@ from tests.browser.odd_texts import odd_texts
 from tests.browser.web_folder import CHROMIUM, OPEN, Pages, needs_chromium, needs_npm, served, site
 
 playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = [needs_chromium, needs_npm]
+pytestmark = [needs_chromium, needs_npm, pytest.mark.slow]
 BOUND = {"fp32": 0.9999, "int8": 0.98}  # int8: the gate's own, clipling/deploy/gate.py
 ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 PICTURE = """async files => { const found = []; for (const data of files) {

@@ -186,3 +186,22 @@ def test_labelled_pictures_give_accuracy(folder, tmp_path):
     found = add_precisions(folder, ("fp16",), take(read_manifest(folder).image, data=str(tmp_path / "classes")))
     assert list(found[0].drops) == ["acc1"]
     assert found[0].drops["acc1"].queries == 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "method"), [("tiny_vit_32", "dynamic"), ("mobilenetv3_small_64_text128", "static")])
+def test_students_of_the_zoo(tmp_path, pairs, name, method):
+    """From torch to int8: a transformer and a convolutional image tower, each with a text transformer."""
+    from clipling.deploy.export import export_fp32
+    from clipling.models.hub import new_student
+
+    student = new_student(name).eval()
+    export_fp32(student, tmp_path, name)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    found = add_precisions(tmp_path, ("int8", "fp16"), take(read_manifest(tmp_path).image, data=str(pairs)), Thresholds(drop=0.2))
+    for finding in found:
+        assert finding.settings["bytes"] < (0.35 if "int8" in finding.file else 0.55) * sizes[finding.reference]
+        assert finding.cosine.mean > (0.98 if "int8" in finding.file else 0.9999)
+    assert [finding.settings["method"] for finding in found[:2]] == [method, "dynamic"]
+    texts = ["a red disc", "a blue bar on white"]
+    assert (clipling.load(tmp_path).encode_text(texts) * student.encode_texts_in_batches(texts)).sum(1).min() > 0.98
