@@ -26,6 +26,16 @@ ABOUT = {
     "`relative_recall` in percent of the teacher's; milliseconds for one picture and one caption, one thread, all models in turn.",
     "finetune": "From Flickr8k to emoji. `val_recall@10`: emoji held out; `cifar10_acc1`: zero-shot, only watched; `kept`: percent of the "
     "start's. `share`: of the new weights, as WiSE-FT's rule chose on val.",
+    "zero_shot_parity": "clipling's numbers and CLIP_benchmark's, of one model on Flickr8k dev and CIFAR-10 (fractions).",
+    "suite_cost": "`clipling eval --suite full` on a half-size student over Flickr8k dev and CIFAR-10, with an empty cache, and peak "
+    "memory over ToyWorld sources of 500 and 4,000 pictures.",
+    "onnx_parity": "Torch against the exported graphs: lowest cosine and largest error over batches of 1 and 5 and several text lengths, "
+    "pictures of the tower's size. Weights are random, which is enough for parity.",
+    "latency": "Milliseconds (p50) and pictures a second of one thread, every model a process of its own, calls in turn. Random weights. "
+    "`flop_ratio`: ViT-B/32's arithmetic over vit_xs_16's; `int8_over_vit_b32_...`: vit_xs_16 in int8 over ViT-B/32 in torch, batch 16 "
+    "unless said.",
+    "search_load": "The search service on the loopback, over the 1,000 pictures of Flickr8k dev: 32 clients for a minute, "
+    "and malformed requests.",
 }
 
 
@@ -41,6 +51,14 @@ COLUMNS = {
         "t2i_recall@10",
     ),
     "finetune": ("val_recall@10", "cifar10_acc1", "cifar10_kept", "flickr8k_dev_recall@10", "flickr8k_kept", "share"),
+    "zero_shot_parity": ("acc1", "acc5", "mean_per_class_recall", "i2t_recall@1", "i2t_recall@10", "t2i_recall@1", "t2i_recall@10"),
+    "suite_cost": ("pictures", "peak_mb", "threads"),
+    "onnx_parity": ("fp32_image_cosine", "fp32_image_max_error", "fp32_text_cosine", "fp32_text_max_error", "fp32_resized_max_error"),
+    "latency": (
+        *("image_gflops", "image_file_mb", "image_p50_ms_batch_1", "image_p50_ms_batch_16", "image_per_s_batch_16"),
+        *("text_file_mb", "text_p50_ms_batch_1", "text_p50_ms_batch_16"),
+    ),
+    "search_load": ("requests", "bad_count", "requests_per_s", "p50_ms", "p95_ms", "p99_ms"),
 }
 
 
@@ -62,7 +80,7 @@ def section(result: dict[str, Any]) -> str:
     machine = made["machine"]
     lines += ["", f"`{made['command']}`, commit {made['commit']}, {made['date'][:10]}, {machine['processor']}, {machine['cores']} cores, "]
     lines[-1] += f"torch {made['packages'].get('torch')}."
-    lines.append(f"{made['note'][0].upper()}{made['note'][1:]}.\n" if "note" in made else "")
+    lines.append(f"{made['note'][0].upper()}{made['note'][1:].rstrip('.')}.\n" if "note" in made else "")
     return "\n".join(lines)
 
 
@@ -76,12 +94,18 @@ def arms_table(name: str, arms: dict[str, dict[str, list]]) -> list[str]:
     rows = ["| arm | seeds | " + " | ".join(titles) + " |", "|---" * (len(titles) + 2) + "|"]
     for arm, values in arms.items():
         cells = [cell(values.get(c)) for c in (*columns, *last)]
-        rows.append(f"| {arm} | {len(values['seed'])} | {' | '.join(cells)} |")
+        rows.append(f"| {arm} | {len(listed(values.get('seed')) or [0])} | {' | '.join(cells)} |")
     return [*rows, ""]
 
 
-def cell(values: list[Any] | None) -> str:
+def listed(values: Any) -> list[Any]:
+    """The values of a metric: one a seed, or the only one."""
+    return values if isinstance(values, list) else [] if values is None else [values]
+
+
+def cell(values: Any) -> str:
     """Mean and spread; whole where numbers are large; how many seeds never got there, where some did not."""
+    values = listed(values)
     if not values:
         return ""
     found = [v for v in values if v is not None]
@@ -100,11 +124,13 @@ def in_order(metric: str) -> tuple[str, int]:
 
 
 def interval(value: dict[str, float]) -> str:
-    return f"{value['low']:.3f} to {value['high']:.3f}" if value["samples"] > 1 else "one measurement"
+    return f"{value['low']:.3f} to {value['high']:.3f}" if value.get("samples", 1) > 1 else "one measurement"
 
 
 def shown(values: list[float]) -> str:
     mean, spread = mean_and_spread(values)
+    if len(values) == 1 and 0 < abs(mean) < 1:  # fractions, and errors of parity
+        return f"{mean:.1e}" if abs(mean) < 0.001 else f"{mean:.7f}".rstrip("0").rstrip(".")
     return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ± {spread:.1f}"
 
 
