@@ -113,8 +113,8 @@ def _search_index(result: Mapping[str, Any]) -> str:
     return "\n".join([*said, f"index: {result['index']}", f"next:  clipling search serve {result['index']}"])
 
 
-# `recognised`: another name, place or date, but bytes that were there before.
-_CHANGES = {"encoded": "new", "recognised": "moved or equal to others", "unchanged": "unchanged", "removed": "removed"}
+# `recognised`: another name, place or date (or a date too young to be trusted), but bytes that were there before.
+_CHANGES = {"encoded": "new", "recognised": "known by their bytes", "unchanged": "unchanged", "removed": "removed"}
 
 COMPARE = "clipling compare {run} OTHER_RUN    one page about runs of the same pairs"
 

@@ -106,7 +106,7 @@ def test_a_run_goes_on_and_stops_early(tuned, teacher, pairs, val, watched, tmp_
         "share of new weights",
         "<- kept",
         "watch/else/i2t_recall@10",
-        "best on val at share",
+        "Best on val at share",
         f"clipling eval {run} ",
     ):
         assert said in out
@@ -138,7 +138,7 @@ def test_it_is_said_when_nothing_of_the_tuning_was_kept(share, unchanged):
     rows = [{"share": s, "score": 0.4, "watch/x/acc1": 0.25} for s in (0.0, 0.5, 1.0)]
     said = printing.text("finetune", {**RESULT, "interpolation": {"share": share, "reason": "because", "rows": rows}})
     assert ("The model is the start, unchanged" in said) == unchanged
-    assert said.index("because") < said.index("model: runs/finetune/model")
+    assert said.index("Because") < said.index("model: runs/finetune/model")
     marked = [line for line in said.splitlines() if "<- kept" in line]
     assert len(marked) == 1
     assert marked[0].startswith(f"{share:g} ")
