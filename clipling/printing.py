@@ -307,7 +307,7 @@ def _export(result: Mapping[str, Any]) -> str:
         for part, value in parts.items()
     ]
     shown = table(["against torch", "on", "lowest cosine", "largest error"], rows)
-    end = f'model: {result["out"]}\nnext:  python -c "import clipling; print(clipling.load({result["out"]!r}).encode_text([\'a dog\']))"'
+    end = f"model: {result['out']}\nnext:  python -c \"import clipling; print(clipling.load({result['out']!r}).encode_text(['a dog']))\""
     return "\n\n".join([table(["file", "bytes"], files), shown, *([_gate(result["gate"])] if "gate" in result else []), end])
 
 
