@@ -22,7 +22,7 @@ def text(verb: str, result: Any) -> str:
         "export": _export,
         "latency": _latency,
         "search index": _search_index,
-        "search serve": _plain,
+        "search serve": lambda _: "stopped",
         "predict": _predict,
         "embed": _plain,
         "demo": _demo,

@@ -61,3 +61,7 @@ def test_texts_of_bare_photos_have_a_chance_level_and_a_source(held_out, where):
     assert where in said
     assert "highest teacher_cosine on what is held out" in said
     assert "--data CLASS_FOLDERS_OR_PAIRS" in said
+
+
+def test_a_service_that_was_stopped_says_so():
+    assert text("search serve", None) == "stopped"
