@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from clipling.adapt.wise_ft import standard_error
 from clipling.batchsize import unit
 from clipling.card_rows import model_named
 from clipling.data.pairs import Pairs
@@ -17,6 +18,7 @@ from clipling.evals.retrieval import metric_names
 from clipling.evals.watch import PREFIX, Watch
 from clipling.recipe import Recipe
 
+FEW = 100
 PLAIN = ("acc1", "teacher_cosine", "match@1", "choice@1")
 
 
@@ -30,19 +32,25 @@ def announce(job: Job) -> None:
     lines = [
         f"{what_there_is(opened.train)}, {len(opened.val):,} held out",
         f"student  {student_named(recipe)}: {sizes['total_without_token_rows'] / 1e6:.2f} M parameters"
-        f" and {sizes['token_rows'] / 1e6:.2f} M in token rows",
+        f" and {sizes['token_rows'] / 1e6:.2f} M in token rows{_as_saved(sizes)}",
         f"budget   {steps:,} steps of {recipe.optimiser.batch} {unit(recipe)} = {samples:,} samples seen"
         f"{_rounded(recipe, steps, job.batches.steps_per_epoch)}",
     ]
     if len(opened.source.problems):
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
-    lines += [f"note     {said}" for said in notes_on(opened.train, opened.val)]
+    lines += [f"note     {said}" for said in [*notes_on(opened.train, opened.val), *doubts_of_few(recipe, len(opened.val))]]
     skipped = recipe.stages[len(planned) :]
     if any(stage.surgery for stage in skipped):
         lines.append(f"note     max_steps ends before stage {skipped[0].name!r}: the student keeps the size that it starts with")
     if opened.left_out:
         lines.append(f"         {opened.left_out:,} training pairs left out: also in the validation source (picture or group)")
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _as_saved(sizes: Mapping[str, int]) -> str:
+    """A restricted vocabulary trains fewer rows than the saved model has: without this, one model seems to have two sizes."""
+    whole = sizes["total_as_saved"]
+    return f" that are trained (as saved, with all token rows: {whole / 1e6:.2f} M)" if whole != sizes["total"] else ""
 
 
 def student_named(recipe: Recipe) -> str:
@@ -76,6 +84,17 @@ def notes_on(train: Pairs, val: Pairs) -> list[str]:
     if any(val.captions) and not texts_held_out(train, val):
         return ["text_match@1 and text_choice@1 are measured on the training texts: there are too few to hold some out (about 400)"]
     return []
+
+
+def doubts_of_few(recipe: Recipe, val_pairs: int) -> list[str]:
+    """WiSE-FT keeps the start unless val shows a gain, and few pairs show none: better said before the training than after it."""
+    if not recipe.evaluation.interpolate or val_pairs >= FEW:
+        return []
+    error = 100 * standard_error(0.5, val_pairs)
+    return [
+        f"{val_pairs} held-out pairs have a standard error of up to {error:.0f} points, and a gain below it keeps the start's weights: "
+        "give --val with more pairs (a few hundred), or --no-wise"
+    ]
 
 
 def texts_held_out(train: Pairs, val: Pairs) -> bool:

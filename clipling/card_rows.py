@@ -17,7 +17,9 @@ def made_of(summary: Mapping[str, Any], recipe: Recipe, config: Mapping[str, Any
     layout = architecture(config)
     named = f"`{short(spec.config)}`: " if spec.config not in ("init", "inherit") else ""
     rows = [("student", named + layout if layout else named.removesuffix(": "))]
-    rows.append(("parameters", f"{sizes['total_without_token_rows']:,} without token rows ({sizes['total']:,} with)"))
+    trained, saved = sizes["total"], sizes.get("total_as_saved", sizes["total"])
+    whole = f"{saved:,} with" if saved == trained else f"{trained:,} with those that were trained, {saved:,} with all that are saved"
+    rows.append(("parameters", f"{sizes['total_without_token_rows']:,} without token rows ({whole})"))
     rows += borrowed(recipe, summary.get("about", {}).get("teachers", {}), sizes["total_without_token_rows"])
     texts = summary.get("about", {}).get("texts")
     if texts:

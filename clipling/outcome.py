@@ -54,12 +54,14 @@ def finish(job: Job, state: State, interpolated: Interpolated | None = None) -> 
 def about(job: Job) -> dict[str, Any]:
     """What the numbers of a summary are of. Keys without a meaning for the run are left out.
 
-    unit: pairs or photos; before: what the values at step 0 are called; best_by, patience: of the evaluation; watch: the sizes of
-    watched sets; texts: how many texts agreement is measured on, and whether they were kept away from training; teachers: parameters
-    without token rows by the recipe's names.
+    unit: pairs or photos; latest_within_noise: the kept checkpoint is the latest within one standard error of the highest; before: what
+    the values at step 0 are called; best_by, patience: of the evaluation; watch: the sizes of watched sets; texts: how many texts
+    agreement is measured on, and whether they were kept away from training; teachers: parameters without token rows by the recipe's names.
     """
     recipe, opened = job.recipe, job.opened
     found: dict[str, Any] = {"unit": unit(recipe), "before": before_training(recipe), "best_by": recipe.evaluation.best}
+    found["steps_per_epoch"] = job.batches.steps_per_epoch
+    found["latest_within_noise"] = job.margin(0.5) > 0
     if recipe.evaluation.patience is not None:
         found["patience"] = recipe.evaluation.patience
     if watch := sizes_of_watched(job.evaluators):

@@ -49,7 +49,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: bool = Fa
 def _train(result: Mapping[str, Any]) -> str:
     if "seeds" in result:
         return _seeds(result)
-    return "\n\n".join([_head(result), _measured(result), _end(result)])
+    return "\n\n".join([_head(result), _measured(result), *_no_gain(result), _end(result, COMPARE)])
+
+
+def _no_gain(result: Mapping[str, Any]) -> list[str]:
+    """A run that did not learn must say so itself, and not only in a comparison."""
+    from clipling.evals.learned import no_better_than_start
+
+    found = no_better_than_start(result)
+    if found is None:
+        return []
+    metric, start, end = found
+    before = _about(result).get("before", "untrained")
+    said = f"{percent(end)} % {metric} (both directions) against {percent(start)} % of the {before} model"
+    return [f"warning: training did not help: {said}; the difference is within the noise of {result['val_pairs']} pairs"]
 
 
 def _about(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -78,10 +91,22 @@ def _best_by(result: Mapping[str, Any]) -> str:
     by = _about(result).get("best_by", "mean_recall")
     if by == "last":
         return "best: the last checkpoint"
+    when = _when(result)
     meant = {"mean_recall": "mean_recall, the mean of all recalls above,"}.get(by, by)
     patience = _about(result).get("patience")
     stops = f"; after {patience} evaluations without a higher one the run stops (--patience)" if patience else ""
-    return f"best: the checkpoint with the highest {meant} on what is held out{stops}"
+    if _about(result).get("latest_within_noise"):
+        few = f"{result['val_pairs']} held-out pairs tell checkpoints apart only so far (--val gives more)"
+        return f"best: {when}the latest within one standard error of the highest {meant} as {few}{stops}"
+    return f"best: {when}the highest {meant} on what is held out{stops}"
+
+
+def _when(result: Mapping[str, Any]) -> str:
+    """`epoch 12 of 20 (step 120 of 200), ` of the checkpoint that was kept, where that is known."""
+    per_epoch, best, last = _about(result).get("steps_per_epoch"), result.get("best_step"), result.get("steps")
+    if not (per_epoch and best and last):
+        return "the checkpoint with "
+    return f"epoch {best / per_epoch:.3g} of {last / per_epoch:.3g} (step {best:,} of {last:,}), "
 
 
 def _watched(result: Mapping[str, Any], before: str, after: str) -> str:
@@ -275,7 +300,8 @@ def _one_result(result: Mapping[str, Any]) -> str:
 def _suite(result: Mapping[str, Any]) -> str:
     """The headline numbers of a suite, what was skipped and why, the verdict."""
     from clipling.evals.suite.catalogue import evaluation
-    from clipling.evals.suite.wording import is_fraction, value
+    from clipling.evals.suite.levels import level
+    from clipling.evals.suite.wording import is_fraction, metric_name, value
 
     def number(name: str, v: float) -> str:
         return value(name, v) + (" %" if is_fraction(name) else "")
@@ -285,8 +311,10 @@ def _suite(result: Mapping[str, Any]) -> str:
         for name in (n for n in evaluation(found["task"]).headline if n in found["metrics"]):
             ends = found["intervals"].get(name)
             said = f"{number(name, ends[0])} to {number(name, ends[1])}" if ends else ""
-            rows.append([found["dataset"], found["task"], name, number(name, found["metrics"][name]), said])
-    shown = table(["dataset", "task", "metric", "value", "95 % interval"], rows, words=True)
+            guessed = level(found["task"], name, found["size"])
+            by_chance = "" if guessed is None else number(name, guessed)
+            rows.append([found["dataset"], found["task"], metric_name(name), by_chance, number(name, found["metrics"][name]), said])
+    shown = table(["dataset", "task", "metric", "chance", "value", "95 % interval"], rows, words=True)
     skipped = [f"left out: {s['task']} on {s['dataset']}: {s['reason']}" for s in result["skipped"]]
     made = f"{result['made']} results made, {result['kept']} kept from before"
     return "\n\n".join([shown, *(["\n".join(skipped)] if skipped else []), result["verdict"], f"{made}\nreport: {result['report']}"])
@@ -308,7 +336,8 @@ def _export(result: Mapping[str, Any]) -> str:
     ]
     shown = table(["against torch", "on", "lowest cosine", "largest error"], rows)
     end = f"model: {result['out']}\nnext:  python -c \"import clipling; print(clipling.load({result['out']!r}).encode_text(['a dog']))\""
-    return "\n\n".join([table(["file", "bytes"], files), shown, *([_gate(result["gate"])] if "gate" in result else []), end])
+    warned = [f"warning: {line}" for line in result.get("warnings", [])]
+    return "\n\n".join([*warned, table(["file", "bytes"], files), shown, *([_gate(result["gate"])] if "gate" in result else []), end])
 
 
 def _gate(findings: Sequence[Mapping[str, Any]]) -> str:
@@ -318,13 +347,22 @@ def _gate(findings: Sequence[Mapping[str, Any]]) -> str:
         kept = found["settings"].get("kept_fp32") or []
         close = f"cosine {found['cosine']['mean']:.4f}, least {found['cosine']['least']:.4f}"
         lost = [
-            f"{name} {percent(d['reference'])} to {percent(d['here'])} (drop {percent(d['low'])} to {percent(d['high'])})"
+            f"{name} {percent(d['reference'])} to {percent(d['here'])} (drop {percent(d['low'])} to {percent(d['high'])}, "
+            f"chance {percent(d['chance'])})"
             for name, d in found["drops"].items()
         ]
         layers = f"{len(kept)} layers in fp32" if kept else ""
         rows.append([found["file"], found["settings"]["method"], "; ".join([close, *lost, *([layers] if layers else [])])])
-    notes = "\n".join(dict.fromkeys(found["note"] for found in findings))
+    notes = "\n".join(f"{', '.join(files)}: {said}" for said, files in _by_note(findings).items())
     return f"{table(['passed the gate', 'how', 'against fp32'], rows, words=True)}\n{notes}"
+
+
+def _by_note(findings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Each note with the files that it is about."""
+    found: dict[str, list[str]] = {}
+    for finding in findings:
+        found.setdefault(finding["note"], []).append(finding["file"])
+    return found
 
 
 def _latency(result: Mapping[str, Any]) -> str:

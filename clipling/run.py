@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipling.adapt.wise_ft import Interpolated, wise_ft
+from clipling.adapt.wise_ft import Interpolated, standard_error, wise_ft
 from clipling.announce import announce, shown_while_training, sizes_of_watched
 from clipling.batchsize import as_begun, check_batch, fitted, unit
 from clipling.build import (
@@ -52,6 +52,7 @@ from clipling.store import atomic_write, read_json, write_json
 
 HELD_OUT_TEXTS = 20
 FEWEST_TEXTS = 20
+FEW_HELD_OUT = 100
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,15 @@ def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *
     maker = BatchMaker(links, [guide] if guide else [], runtime, teachers)
     tells = shown_while_training(len(opened.val), sizes_of_watched(evaluators))
     sizes = {name: model.sizes()["total_without_token_rows"] for name, model in models.items()}
-    return Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet, surgeries, tells, opened, sizes)
+    margin = noise_of_few(recipe.evaluation.best, len(opened.val))
+    return Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet, surgeries, tells, opened, margin, sizes)
+
+
+def noise_of_few(best: str, val_pairs: int) -> Callable[[float], float]:
+    """One standard error of a recall on fewer than 100 held-out pairs: there the highest of many evaluations is luck, often an early one,
+    so the latest within it is kept. Nothing for other metrics, and from 100 pairs on. Our choice."""
+    noisy = val_pairs < FEW_HELD_OUT and (best == "mean_recall" or "recall@" in best)
+    return lambda value: standard_error(value, val_pairs) if noisy else 0.0
 
 
 def view_count(recipe: Recipe) -> int:

@@ -193,7 +193,8 @@ class Evaluation:
     """Epochs between evaluations."""
     best: str = "mean_recall"
     """What picks the best checkpoint: a metric by name; `recall@k`, the mean of both directions; `mean_recall`, the mean of all
-    recalls (it does not saturate on a small val set); or `last`: keep the last."""
+    recalls (it does not saturate on a small val set); or `last`: keep the last. By a recall on fewer than 100 held-out pairs, the
+    latest within one standard error of the highest is kept."""
     log_every: int = 10
     patience: int | None = None
     """Stop after this many evaluations in a row without a better value of `best`."""

@@ -13,6 +13,7 @@ from clipling.data.inspect import inspect
 from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.evals.compare import compare
+from clipling.evals.suite.levels import level
 from clipling.guides.progress import duration
 from clipling.printing import in_order, percent, table
 from clipling.recipe import load_recipe, with_settings
@@ -56,11 +57,12 @@ def walk(out: Path, *, epochs: float, seed: int, resume: bool, overwrite: bool, 
         runs.append(out / name)
     say("4/4  test", "on drawings of concepts that neither student has seen.")
     measured = {run.name: measure(run, resume) for run in runs}
+    levels = guessing(runs[0])
     made = compare(runs, out / "report.html", test=open_pairs(TEST), credits=LICENCES)
     atomic_write(out / "LICENCES.txt", LICENCES)
     spent = time.monotonic() - began
     result = {"runs": [str(r) for r in runs], "test": measured, "report": str(out / "report.html"), "seconds": round(spent, 1)}
-    return {**result, "verdict": made["verdict"], "text": closing(result, made["verdict"], info, spent)}
+    return {**result, "chance": levels, "verdict": made["verdict"], "text": closing(result, made["verdict"], levels, spent)}
 
 
 WHAT = {
@@ -80,15 +82,27 @@ def measure(run: Path, resume: bool) -> dict[str, float]:
     return {k: v for k, v in metrics.items() if "retrieval_recall" not in k}
 
 
-def closing(result: dict[str, Any], verdict: str, info: dict[str, Any], seconds: float) -> str:
+def guessing(run: Path) -> dict[str, float]:
+    """What guessing reaches in each figure of the test split."""
+    found = {}
+    for task, of in (("retrieval", "zeroshot_retrieval"), ("zeroshot", "zeroshot_classification")):
+        read = read_json(run / "eval" / f"emoji_test_{task}.json")
+        found |= {name: value for name in read["metrics"] if (value := level(of, name, read["size"])) is not None}
+    return found
+
+
+def closing(result: dict[str, Any], verdict: str, levels: dict[str, float], seconds: float) -> str:
     """What was made, how good it is, and what to do next with one's own data."""
     test = result["test"]
-    rows = [[name, *(percent(test[arm][name]) for arm in test)] for name in in_order(test["ping"])]
+    rows = [
+        [name, percent(levels[name]) if name in levels else "", *(percent(test[arm][name]) for arm in test)]
+        for name in in_order(test["ping"])
+    ]
     run = result["runs"][1]
     return "\n".join(
         [
             "",
-            table(["test split, %", *test], rows),
+            table(["test split, %", "chance", *test], rows),
             "",
             verdict,
             "",

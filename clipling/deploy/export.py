@@ -60,7 +60,10 @@ def export_model(model: str, out: Path, *, overwrite: bool = False, smaller: Sma
         gate = smaller.add(out)
     except UserError as error:
         raise UserError(f"{error}. The fp32 export stays in {out}") from error
-    return made | {"gate": gate, "files": {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()}}
+    return made | {
+        "gate": gate,
+        "files": {path.name: path.stat().st_size for path in sorted(out.iterdir()) if path.is_file()},
+    }
 
 
 def export(student: Student, out: Path, *, name: str, overwrite: bool = False, card: str | None = None) -> dict[str, Any]:

@@ -17,8 +17,8 @@ class Thresholds:
     mean_cosine, least_cosine: over all samples, and of the worst of them. Where recall is measured it is what counts; a mean of 0.98
         is about where a point is lost (docs/export.md). The least is there for rows that are broken: single odd pictures reach 0.85
         in graphs that lose nothing.
-    centred_cosine: decides where no data was given: the plain cosine of towers whose embeddings lie in a narrow cone is high whatever
-        a graph does to them.
+    centred_cosine: decides where recall cannot: no data was given, or the fp32 graphs themselves are at chance on it, so that nothing is
+        there to be lost. The plain cosine of towers whose embeddings lie in a narrow cone is high whatever a graph does to them.
     drop: of recall@k either way and of zero-shot accuracy, as a fraction. With fewer than 1 / drop queries one of them may be lost.
     """
 
@@ -69,14 +69,17 @@ class Finding:
         return made
 
 
-def judge(found: Cosine, drops: Mapping[str, Drop], thresholds: Thresholds, without_data: bool) -> tuple[str, ...]:
-    """What does not hold, in words. Written so that a number which is not finite fails."""
+def judge(found: Cosine, drops: Mapping[str, Drop], thresholds: Thresholds, blind: bool) -> tuple[str, ...]:
+    """What does not hold, in words. Written so that a number which is not finite fails.
+
+    blind: no drop that was, or will be, measured can tell a good graph from a bad one.
+    """
     wrong = []
     if not found.mean >= thresholds.mean_cosine:
         wrong.append(f"mean cosine {found.mean:.4f} (at least {thresholds.mean_cosine})")
     if not found.least >= thresholds.least_cosine:
         wrong.append(f"least cosine {found.least:.4f} (at least {thresholds.least_cosine})")
-    if without_data and not found.centred >= thresholds.centred_cosine:
+    if blind and not found.centred >= thresholds.centred_cosine:
         wrong.append(f"centred cosine {found.centred:.4f} (at least {thresholds.centred_cosine})")
     for name, value in drops.items():
         most = thresholds.allowed(value.queries)
@@ -102,6 +105,12 @@ def note(finding: Finding) -> str:
     """One sentence on how much the numbers say."""
     if not finding.drops:
         return f"Quality on your data was not measured: cosine on {finding.origin} alone. Add --data SRC for recall or accuracy."
+    if not any(value.tells for value in finding.drops.values()):
+        reached = ", ".join(f"{name} {100 * v.reference:.1f} % (chance {100 * v.chance:.1f} %)" for name, v in finding.drops.items())
+        return (
+            f"The gate cannot judge quality here: the fp32 model itself is not above chance on {finding.origin}: {reached}. "
+            "It was let through by its cosines alone. Measure on data that the model can do something with."
+        )
     widest = max(finding.drops.values(), key=lambda value: value.high)
     most = finding.thresholds.allowed(widest.queries)
     if widest.high > most:

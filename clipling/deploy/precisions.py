@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ class Trial:
                 continue  # a graph without sums and products is the same without them
             number, before = number + 1, content
             found, finding = self.tried(side, file, content, settings | {"bytes": len(content)})
-            self.say(f"{file}, attempt {number}: {'passed' if finding.passed else '; '.join(finding.failed)}")
+            self.say(f"{file}, attempt {number}{_how(settings)}: {'passed' if finding.passed else '; '.join(finding.failed)}")
             if finding.passed:
                 self.accepted |= found
                 self.files[side] = file
@@ -119,7 +119,8 @@ class Trial:
             lost = drops(self.samples, Embedded(**(self.accepted | found)), Embedded(**self.reference), self.thresholds.k)
         close = cosine(here, there)
         other = self.files["text" if side == "image" else "image"]
-        failed = judge(close, lost, self.thresholds, without_data=not (self.samples.retrieval or self.samples.labelled))
+        blind = not any(value.tells for value in lost.values()) if measured else not (self.samples.retrieval or self.samples.labelled)
+        failed = judge(close, lost, self.thresholds, blind)
         return Finding(file, self.fp32(side), other, self.samples.origin, close, lost, self.thresholds, failed, settings)
 
     def int8(self, side: str) -> Iterator[tuple[onnx.ModelProto, dict[str, Any]]]:
@@ -172,6 +173,16 @@ class Trial:
             return out
 
         return embed(self.samples, side, image, text, only)
+
+
+def _how(settings: Mapping[str, Any]) -> str:
+    """What an attempt is made of, in a few words: what sets it apart from the one before."""
+    if "kept_fp32" not in settings:
+        return ""
+    kept = settings["kept_fp32"]
+    layers = f"{len(kept)} layer{'s' * (len(kept) > 1)} in fp32" if kept else "all layers in int8"
+    sums = ", sums and products in fp32" if settings.get("sums_and_products") == "fp32" else ""
+    return f" ({layers}{sums})"
 
 
 def _kept(names: list[str], found: list[Layer]) -> dict[str, Any]:

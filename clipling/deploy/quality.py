@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Drop:
-    """One measure of both models over the same queries, as fractions. low, high: 95 % paired bootstrap interval of the drop."""
+    """One measure of both models over the same queries, as fractions. low, high: 95 % paired bootstrap interval of the drop; chance: what
+    guessing reaches."""
 
     reference: float
     here: float
@@ -39,6 +41,13 @@ class Drop:
     low: float
     high: float
     queries: int
+    chance: float = 0.0
+
+    @property
+    def tells(self) -> bool:
+        """Whether there is anything to lose: the reference is above chance by two standard errors."""
+        error = math.sqrt(max(self.reference * (1 - self.reference), self.chance * (1 - self.chance)) / max(self.queries, 1))
+        return self.reference > self.chance + 2 * error
 
 
 @dataclass(frozen=True)
@@ -96,11 +105,11 @@ def drops(samples: Samples, here: Embedded, reference: Embedded, k: int) -> dict
         made = [retrieval(e.images, e.captions, samples.retrieval.offsets, samples.retrieval.groups) for e in (here, reference)]
         for name in (f"i2t_recall@{k}", f"t2i_recall@{k}"):
             (mine, unit), (theirs, _) = (one.hits(name) for one in made)
-            found[name] = drop(mine, theirs, unit)
+            found[name] = replace(drop(mine, theirs, unit), chance=min(1.0, k / len(samples.retrieval.pixels)))
     if samples.labelled is not None:
         labels, number = samples.labelled.labels, np.arange(len(samples.labelled.classnames))
         mine, theirs = (ranks(e.pictures, e.classes, labels, number).hits(1) for e in (here, reference))
-        found["acc1"] = drop(mine, theirs)
+        found["acc1"] = replace(drop(mine, theirs), chance=1 / len(samples.labelled.classnames))
     return found
 
 

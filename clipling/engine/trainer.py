@@ -61,6 +61,8 @@ class Job:
     """Which metrics belong into a line of progress."""
     opened: Any = None
     """The pairs of the run (clipling.run.OpenedPairs), for what is written about them."""
+    margin: Callable[[float], float] = lambda best: 0.0
+    """How far below the best value on val a later checkpoint may be and still take its place: where val is small, its noise."""
     teacher_sizes: dict[str, int] = field(default_factory=dict)
     """Parameters of the teachers without token rows, by name."""
 
@@ -270,8 +272,8 @@ class Trainer:
                 value = state.step if self.job.recipe.evaluation.best == "last" else best_value(metrics, self.job.recipe.evaluation.best)
                 state.without_gain = 0 if value > state.best_value else state.without_gain + 1
                 # Of equals the later: it has seen more. While masks are learned, the student is not yet what it will be.
-                if kind == "val" and not masks and value >= state.best_value and state.step > 0:
-                    state.best_value, state.best_step, state.best = value, state.step, metrics
+                if kind == "val" and not masks and state.step > 0 and value >= state.best_value - self._margin():
+                    state.best_value, state.best_step, state.best = max(value, state.best_value), state.step, metrics
                     atomic_produce(self._best_path, lambda path: torch.save(student.state_dict(), path))
             assert self.metrics is not None
             self.metrics.write(kind=kind, **self._where(), metrics=metrics)
@@ -282,6 +284,9 @@ class Trainer:
         student.train()
         self.job.runtime.wait()
         return metrics
+
+    def _margin(self) -> float:
+        return self.job.margin(self.state.best_value) if math.isfinite(self.state.best_value) else 0.0
 
     def _stage_named(self, kind: str) -> str:
         """Which of several stages a line of progress is about."""

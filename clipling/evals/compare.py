@@ -223,7 +223,7 @@ def _as_json(rows: Sequence[Row], verdict: Verdict, sources: Sources, path: Path
 
 def _as_text(rows: Sequence[Row], sources: Sources) -> str:
     """The table for a terminal: percent, budgets."""
-    head = [f"{sources.split}, %", *METRICS, "samples seen", "seconds", "parameters"]
+    head = [f"{sources.split}, %", *METRICS, "samples seen", "seconds", "trained parameters"]
     body = [
         [
             row.arm.label,

@@ -133,7 +133,7 @@ def _choose(
             "neither": (~hits[0] & ~hits[1], 1),
         }
     else:
-        kinds = {"right": (hits[0], 3), "wrong": (~hits[0], 3)}
+        kinds = {"among the first five": (hits[0], 3), "not among them": (~hits[0], 3)}
     answered = ranks[0].own > 0
     rng, used = np.random.default_rng(seed), set()
     shares, chosen = [], []

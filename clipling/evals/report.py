@@ -13,7 +13,7 @@ from markupsafe import Markup
 import clipling
 from clipling.evals.chance import chance, remark, shown
 from clipling.evals.charts import all_charts, difference_chart
-from clipling.evals.gallery import Exhibit, Thumbnails, image_gallery, neighbour_examples, text_gallery
+from clipling.evals.gallery import SHOWN, Exhibit, Thumbnails, image_gallery, neighbour_examples, text_gallery
 from clipling.evals.measure import METRICS, with_means
 from clipling.evals.plots import colour
 from clipling.evals.results import CLASSIFICATION, Result, weights_hash
@@ -69,6 +69,7 @@ def write_report(
         "charts": [(chart, Markup(chart.svg)) for chart in all_charts(arms, featured, val_metric)],
         "guided": _guided(arms, featured, sources),
         "galleries": _galleries(sources, exhibits),
+        "guessed": _guessed(sources.count),
         "zero_shot": [(run, r) for arm in arms for run in arm.runs for r in run.results if r.task == CLASSIFICATION],
         "origins": [_origin(arm, run) for arm in arms for run in arm.runs],
         "version": clipling.__version__,
@@ -139,6 +140,12 @@ def hubness_lines(hubness: Any) -> list[str]:
                 f"{percent(found['never'])} are nobody's neighbour."
             )
     return lines
+
+
+def _guessed(pairs: int | None) -> str:
+    """How often five answers hold a right one by guessing."""
+    level = chance(f"recall@{SHOWN}", pairs)
+    return "" if level is None else f", which guessing has for {percent(level)} of queries"
 
 
 def _galleries(sources: Sources, exhibits: Sequence[Exhibit]) -> dict[str, Any] | None:

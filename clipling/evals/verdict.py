@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from clipling.evals.chance import KS, chance, judged, too_few
+from clipling.evals.learned import no_better_than_start
 from clipling.evals.measure import Cell, Difference, budgets_differ, with_means
 from clipling.evals.results import Result
 from clipling.evals.runs import Arm
@@ -152,14 +153,9 @@ def _against_start(verdict: Verdict, rows: Sequence[Row]) -> None:
     """An arm that did not learn is the first thing to say."""
     for row in rows:
         for run in row.arm.runs:
-            n = int(run.summary.get("val_pairs") or 0)
-            metric = judged(n)
-            if metric is None or not n:
-                continue  # its val pairs are too few to say anything, or were not counted
-            start, end = (with_means(run.summary.get(k) or {}).get(metric) for k in ("untrained", "val"))
-            if start is None or end is None:
-                continue
-            if end - start <= 2 * math.sqrt(max(start * (1 - start), end * (1 - end)) / n):
+            found = no_better_than_start(run.summary)
+            if found is not None:
+                metric, start, end = found
                 verdict.tone, verdict.title = "loss", "Training did not help"
                 verdict.text = (
                     f"{row.arm.label} (seed {run.seed}) does not beat its untrained start on val: "

@@ -236,8 +236,12 @@ class Student(nn.Module):
     # What it is
 
     def sizes(self) -> dict[str, int]:
-        """Numbers of parameters: each tower without token rows, the token rows as trained, and both totals."""
-        rows = towers.token_rows(self.model.text).numel()
+        """Numbers of parameters: each tower without token rows, the token rows as trained, both totals, and the total as saved, where a
+        restricted vocabulary is filled up to all rows."""
+        table = towers.token_rows(self.model.text)
+        rows, width = table.numel(), table.shape[-1]
+        embedding = getattr(self.model.text, "token_embedding", None)
+        whole = embedding.row_of.numel() * width if isinstance(embedding, RestrictedEmbedding) else rows
         image, text, total = (
             sum(parameter.numel() for parameter in module.parameters()) for module in (self.model.visual, self.model.text, self.model)
         )
@@ -247,6 +251,7 @@ class Student(nn.Module):
             "token_rows": rows,
             "total": total,
             "total_without_token_rows": total - rows,
+            "total_as_saved": total - rows + whole,
         }
 
     def stock_state(self) -> dict[str, Tensor]:

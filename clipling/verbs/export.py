@@ -47,7 +47,9 @@ def export(
         from clipling.deploy.export import Smaller, export_model
 
         smaller = Smaller(precision, data, labelled, max_drop / 100, min_cosine) if precision else None
-        return export_model(model, folder, overwrite=overwrite, smaller=smaller)
+        made = export_model(model, folder, overwrite=overwrite, smaller=smaller)
+        warnings = [line for source in (data, labelled) if source for line in _trained_on(model, source)]
+        return made | ({"warnings": warnings} if warnings else {})
 
     changed = {"--data": data, "--labelled": labelled, "--max-drop": max_drop != 1.0, "--min-cosine": min_cosine != 0.98}
     ignored = [name for name, value in changed.items() if value]
@@ -60,3 +62,13 @@ def export(
     if web_runtime is not None:
         raise UserError("--web-runtime is for --to web; leave it out, or say --to web")
     return make(out)
+
+
+def _trained_on(model: str, source: str) -> list[str]:
+    """A warning when the gate measured on pictures that the model was trained on: there its recall is higher than it is elsewhere."""
+    from clipling.assess import seen_in_training
+    from clipling.data.classes import is_labelled, open_labelled
+    from clipling.data.source import open_pairs
+
+    opened = open_labelled(source) if is_labelled(source) else open_pairs(source)
+    return [f"{source}: {said} The gate's drops are of these pictures, too." for said in seen_in_training(model, opened)]

@@ -73,17 +73,44 @@ def test_drop_is_the_difference_of_means_and_its_interval_is_paired():
 def test_what_a_drop_may_be(lost, queries, passes):
     fine = Cosine(0.999, 0.99, 0.99, queries)
     made = {"i2t_recall@10": Drop(0.5, 0.5 - lost, lost, lost - 0.01, lost + 0.01, queries)}
-    assert (judge(fine, made, Thresholds(), without_data=False) == ()) == passes
+    assert (judge(fine, made, Thresholds(), blind=False) == ()) == passes
 
 
 def test_what_a_cosine_may_be():
-    assert judge(Cosine(0.98, 0.8, 0.1, 9), {}, Thresholds(), without_data=False) == ()
-    assert len(judge(Cosine(0.98, 0.8, 0.1, 9), {}, Thresholds(), without_data=True)) == 1  # nothing else looks at a cone
-    assert len(judge(Cosine(0.97, 0.79, 0.1, 9), {}, Thresholds(), without_data=False)) == 2
+    assert judge(Cosine(0.98, 0.8, 0.1, 9), {}, Thresholds(), blind=False) == ()
+    assert len(judge(Cosine(0.98, 0.8, 0.1, 9), {}, Thresholds(), blind=True)) == 1  # nothing else looks at a cone
+    assert len(judge(Cosine(0.97, 0.79, 0.1, 9), {}, Thresholds(), blind=False)) == 2
     nan = float("nan")
-    assert len(judge(Cosine(nan, nan, nan, 9), {"acc1": Drop(nan, nan, nan, nan, nan, 9)}, Thresholds(), without_data=True)) == 4
+    assert len(judge(Cosine(nan, nan, nan, 9), {"acc1": Drop(nan, nan, nan, nan, nan, 9)}, Thresholds(), blind=True)) == 4
     with pytest.raises(UserError, match="mean_cosine is 98"):
         Thresholds(mean_cosine=98)
+
+
+@pytest.mark.parametrize(
+    ("reference", "chance", "queries", "tells"), [(0.5, 0.1, 100, True), (0.17, 0.125, 80, False), (0.9, 0.5, 8, True)]
+)
+def test_a_model_at_chance_has_nothing_to_lose(reference, chance, queries, tells):
+    """Of 80 queries at chance 12.5 % a share above 12.5 + 2 x 4.2 = 20.9 % says something, 17 % does not."""
+    assert Drop(reference, reference, 0.0, 0.0, 0.0, queries, chance).tells == tells
+
+
+def test_recall_at_chance_does_not_open_the_gate(folder, pairs, monkeypatch):
+    """The centred cosine decides then, and the note says that quality could not be judged."""
+    samples = take(read_manifest(folder).image, data=str(pairs))
+    lost = {"i2t_recall@10": Drop(0.17, 0.17, 0.0, -0.01, 0.01, 60, 10 / 60)}
+    monkeypatch.setattr(precisions, "drops", lambda *_: lost)
+    found = add_precisions(folder, ("fp16",), samples)
+    assert "cannot judge" in found[0].content()["note"]
+    assert "i2t_recall@10 17.0 % (chance 16.7 %)" in found[0].content()["note"]
+    near = Cosine(0.999, 0.99, 0.5, 60)
+    monkeypatch.setattr(precisions, "cosine", lambda *_: near)
+    with pytest.raises(UserError, match=r"centred cosine 0.5000 \(at least 0.9\)"):
+        add_precisions(folder, ("fp16",), samples)
+
+
+def test_the_level_of_chance_is_that_of_what_is_measured(folder, pairs):
+    found = add_precisions(folder, ("fp16",), take(read_manifest(folder).image, data=str(pairs)))
+    assert {name: drop.chance for name, drop in found[0].drops.items()} == {"i2t_recall@10": 10 / 60, "t2i_recall@10": 10 / 60}
 
 
 def test_what_calibrates_is_not_measured():

@@ -15,7 +15,7 @@ from clipling.evals.suite.languages import by_language
 from clipling.evals.suite.origins import origins
 from clipling.evals.suite.pictures import Pictures
 from clipling.evals.suite.sections import remarks, sections
-from clipling.evals.suite.tables import best_of, heading, model_cell, model_head, number_cell, numbers
+from clipling.evals.suite.tables import CHANCE, best_of, chance_cell, heading, model_cell, model_head, number_cell, numbers
 from clipling.evals.suite.wording import SECTIONS, direction, headline, is_fraction, value
 from clipling.evals.verdict import signed
 from clipling.store import atomic_write
@@ -79,7 +79,7 @@ def _overview(models: Sequence[ModelResults]) -> Table:
                 Cell(weights[:12] or "–", look="code"),
             ]
         )
-    return Table(["model", "parameters", "samples seen", "training", "model, SHA-256"], rows)
+    return Table(["model", "parameters with token rows", "samples seen", "training", "model, SHA-256"], rows)
 
 
 def _headlines(prefix: str, dataset: str, models: Sequence[ModelResults]) -> Table:
@@ -95,9 +95,10 @@ def _headlines(prefix: str, dataset: str, models: Sequence[ModelResults]) -> Tab
         for name in names[: 2 * MOST_HEADLINES if task == "zeroshot_retrieval" else MOST_HEADLINES]:
             best = best_of(found, name, direction(task, name))
             cells = [Cell("–") if r is None else number_cell(r, name, "best" if i == best else "") for i, r in enumerate(found)]
-            rows.append([Cell(heading(task, name), title, "metric", link=f"{prefix}-{task}"), *cells])
+            guessed = chance_cell([r for r in found if r is not None], name)
+            rows.append([Cell(heading(task, name), title, "metric", link=f"{prefix}-{task}"), guessed, *cells])
             title = ""  # once a task
-    head = ["", *map(model_head, models)]
+    head = ["", CHANCE, *map(model_head, models)]
     return Table(head, rows, dataset, _size(dataset, models))
 
 

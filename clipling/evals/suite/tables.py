@@ -8,6 +8,7 @@ from clipling.evals.results import Result
 from clipling.evals.suite.blocks import Cell, Table
 from clipling.evals.suite.compared import ModelResults
 from clipling.evals.suite.figures import severities
+from clipling.evals.suite.levels import level
 from clipling.evals.suite.wording import Direction, direction, is_fraction, metric_name, value
 
 Of = Sequence[tuple[ModelResults, Result]]
@@ -15,13 +16,26 @@ NBSP = "\u00a0"  # units and arrows never stand alone on a line
 ARROWS = {"up": f"{NBSP}↑", "down": f"{NBSP}↓", "none": ""}
 ROLES = {"untrained": "untrained", "ready": "ready-made"}
 LEFT = "left break"
+CHANCE = "chance"
 
 
 def numbers(of: Of, metrics: Sequence[str], title: str = "") -> Table:
     """Metrics in rows, models in columns; metrics that no result has are left out."""
     metrics = [name for name in metrics if any(name in result.metrics for _, result in of)]
-    rows = [[Cell(heading(of[0][1].task, name), look="metric"), *(number_cell(r, name) for _, r in of)] for name in metrics]
-    return Table(["", *(model_head(m) for m, _ in of)], rows, title)
+    results = [result for _, result in of]
+    guessed = {name: chance_cell(results, name) for name in metrics}
+    known = any(guessed.values())
+    rows = [
+        [Cell(heading(of[0][1].task, name), look="metric"), *([guessed[name]] if known else []), *(number_cell(r, name) for _, r in of)]
+        for name in metrics
+    ]
+    return Table(["", *([CHANCE] if known else []), *(model_head(m) for m, _ in of)], rows, title)
+
+
+def chance_cell(results: Sequence[Result], name: str) -> str:
+    """What guessing reaches in a metric on the dataset of `results`; empty where that is not known."""
+    found = level(results[0].task, name, results[0].size)
+    return "" if found is None else value(name, found)
 
 
 def model_head(model: ModelResults) -> Cell:

@@ -90,7 +90,8 @@ NAMES = {
     "uniformity_image": "uniformity, pictures", "uniformity_text": "uniformity, texts", "effective_rank_image": "effective rank, pictures",
     "effective_rank_text": "effective rank, texts", "hubness_skew_image": "hubness, pictures", "hubness_skew_text": "hubness, texts",
     "hub_share_image": "queries answered by 1\u00a0% of pictures", "lp_acc1": "linear probe, top-1", "knn_acc1": "k-NN, top-1",
-    "lp_mean_per_class_recall": "linear probe, mean per class", "ndcg@10": "nDCG@10", "mrr": "MRR", "parameters": "parameters",
+    "lp_mean_per_class_recall": "linear probe, mean per class", "ndcg@10": "nDCG@10", "mrr": "MRR",
+    "parameters": "parameters with token rows",
     "parameters_without_token_rows": "parameters without token rows", "image_gflops": "GFLOPs a picture", "text_gflops": "GFLOPs a text",
     "image_ms": "ms a picture", "text_ms": "ms a text", "file_mb": "file, MB",
 }  # fmt: skip
