@@ -172,6 +172,7 @@ def _as_json(main: Subject, made: Outcome, outcomes: dict[str, Outcome], plan: P
         "made": sum(len(o.results) - o.kept for o in outcomes.values()),
         "skipped": [{"dataset": d, "task": t, "reason": reason} for d, t, reason in made.skipped],
         "results": [
-            {"dataset": r.dataset, "task": r.task, "metrics": r.metrics, "intervals": r.intervals, "notes": r.notes} for r in made.results
+            {"dataset": r.dataset, "task": r.task, "metrics": r.metrics, "intervals": r.intervals, "size": r.size, "notes": r.notes}
+            for r in made.results
         ],
     }
