@@ -16,14 +16,17 @@ class UserError(Exception):
     """
 
 
-def near(name: str, allowed: Iterable[str]) -> str:
-    """A sentence that helps with a mistyped `name`: close matches first, otherwise what is allowed (of many the first, and how many)."""
+def near(name: str, allowed: Iterable[str], otherwise: str = "Allowed") -> str:
+    """A sentence that helps with a mistyped `name`: close matches first, otherwise what is allowed (of many the first, and how many).
+
+    otherwise: how that list begins.
+    """
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(repr(c) for c in close)}?"
     more = f" and {len(allowed) - MOST} more" if len(allowed) > MOST else ""
-    return f"Allowed: {', '.join(allowed[:MOST])}{more}."
+    return f"{otherwise}: {', '.join(allowed[:MOST])}{more}."
 
 
 def missing_extra(what: str, extra: str) -> UserError:

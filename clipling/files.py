@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import softmax
 
 from clipling.data.classes import DEFAULT_TEMPLATES, read_lines, read_templates
@@ -16,6 +17,8 @@ from clipling.data.pairs import Pairs
 from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.evals.suite.dataset import Dataset
+from clipling.evals.suite.subject import Subject
+from clipling.exported import Exported, is_exported
 from clipling.store import atomic_produce, atomic_write
 from clipling.subjects import subject_of
 
@@ -33,7 +36,7 @@ def embed(model: str, source: str, out: Path, columns: dict[str, str | None] | N
     """
     if out.suffix not in ("", ".parquet"):
         raise UserError(f"--out {out}: give a .parquet file, or a folder for .npy files")
-    subject, dataset = subject_of(model), _pictures(source, columns or {})
+    subject, dataset = _opened(model), _pictures(source, columns or {})
     pairs = dataset.pairs
     image = subject.images(dataset)
     captions = [] if pairs.unpaired else pairs.captions
@@ -74,7 +77,7 @@ def predict(
     if out is not None and out.suffix not in PREDICTION_FILES:
         raise UserError(f"--out {out}: give a {', '.join(PREDICTION_FILES)} file")
     prompts = read_templates(templates) if templates else list(DEFAULT_TEMPLATES)
-    subject, dataset = subject_of(model), _pictures(images, columns or {})
+    subject, dataset = _opened(model), _pictures(images, columns or {})
     image, text = subject.images(dataset), subject.prompted(names, prompts)
     keys, rows = dataset.pairs.keys, lambda: _rows(image, text, names, dataset.pairs.keys, subject.scale, top)
     if out is not None:
@@ -106,6 +109,10 @@ def class_names(classes: str) -> list[str]:
         if name in names[:number]:
             raise UserError(f"--classes names {name!r} twice")
     return names
+
+
+def _opened(model: str) -> Subject | Exported:
+    return Exported(model, torch.get_num_threads()) if is_exported(model) else subject_of(model)
 
 
 def _pictures(spec: str, columns: dict[str, str | None]) -> Dataset:

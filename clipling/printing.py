@@ -421,4 +421,4 @@ def _check(result: Mapping[str, Any]) -> str:
 
 
 def _show(result: Mapping[str, Any]) -> str:
-    return table(result["header"], result["rows"], words=True)
+    return result["text"].rstrip() if "text" in result else table(result["header"], result["rows"], words=True)

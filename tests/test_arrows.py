@@ -41,6 +41,7 @@ ORDER += [
     "assess",
     "subjects",
     "suites",
+    "exported",
     "files",
     "converted_card",
     "conversion",

@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import clipling
 from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.files import class_names, embed, predict
 from clipling.models.hub import new_student, open_student, save_student
+from tests.deploy import handmade
 from tests.toy import toy_folder
 
 
@@ -115,6 +117,22 @@ def test_templates_need_a_place(model, photos, tmp_path):
     (tmp_path / "t.txt").write_text("a photo\n")
     with pytest.raises(UserError, match=r"needs \{c\}"):
         predict(model, str(photos), "a,b", templates=tmp_path / "t.txt")
+
+
+def test_an_exported_folder_answers_as_the_graphs_do(photos, tmp_path):
+    """embed and predict of what is deployed, against clipling.load on the same files."""
+    exported = handmade.folder(tmp_path / "exported", handmade.convolutional)
+    pairs, runtime = open_pairs(str(photos)), clipling.load(exported)
+    image = runtime.encode_image([pairs.image_bytes(i) for i in range(len(pairs))])
+    embed(str(exported), str(photos), tmp_path / "out")
+    assert np.load(tmp_path / "out" / "image.npy") == pytest.approx(image, abs=1e-6)
+    assert np.load(tmp_path / "out" / "text.npy") == pytest.approx(runtime.encode_text(pairs.captions), abs=1e-6)
+    made = predict(str(exported), str(photos), "red disc,blue bar,green dot", top=2)
+    truth = runtime.predict([pairs.image_bytes(i) for i in range(len(pairs))], ["red disc", "blue bar", "green dot"], top=2)
+    for row, (key, guesses) in zip(made["first"], zip(pairs.keys, truth)):
+        assert row["key"] == key
+        assert [name for name, _ in row["guesses"]] == [name for name, _ in guesses]
+        assert [p for _, p in row["guesses"]] == pytest.approx([p for _, p in guesses], abs=1e-6)
 
 
 def test_names_from_a_file(tmp_path):

@@ -65,3 +65,27 @@ def test_texts_of_bare_photos_have_a_chance_level_and_a_source(held_out, where):
 
 def test_a_service_that_was_stopped_says_so():
     assert text("search serve", None) == "stopped"
+
+
+def learned(before: float, after: float, pairs: int) -> dict:
+    both = lambda value: {f"{way}_recall@{k}": value for way in ("i2t", "t2i") for k in (1, 5, 10)}  # noqa: E731
+    return {**RUN, "val_pairs": pairs, "untrained": both(before), "val": both(after)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pairs", "warned"),
+    [(0.02, 0.03, 1000, True), (0.02, 0.04, 1000, False), (0.1, 0.25, 50, False), (0.1, 0.19, 50, True), (0.5, 0.9, 4, False)],
+)
+def test_a_run_that_did_not_beat_its_start_says_so(before, after, pairs, warned):
+    """Two standard errors of 3 % over 1,000 pairs are 1.08 points, of 19 % over 50 pairs 11.1; four pairs judge nothing."""
+    said = text("train", learned(before, after, pairs))
+    assert ("training did not help" in said) == warned
+
+
+def test_the_kept_checkpoint_is_named_by_epoch_and_step():
+    about = {"best_by": "mean_recall", "steps_per_epoch": 6, "latest_within_noise": False}
+    said = text("train", {**RUN, "best_step": 48, "steps": 120, "about": about})
+    assert "best: epoch 8 of 20 (step 48 of 120), the highest mean_recall" in said
+    few = text("train", {**RUN, "val_pairs": 15, "best_step": 48, "steps": 120, "about": {**about, "latest_within_noise": True}})
+    assert "the latest within one standard error of the highest mean_recall" in few
+    assert "15 held-out pairs" in few

@@ -156,7 +156,7 @@ def _files(part: str) -> list[Path]:
         parent = parent.parent
     lost = path.relative_to(parent).parts[0]
     there = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    advice = f"{parent} holds: {near(lost, there)}" if there else f"{parent} is empty."
+    advice = f"In {parent}: {near(lost, there, 'there is')}" if there else f"{parent} is empty."
     raise UserError(f"{part[:300]} does not exist. A source is {_KINDS}. {advice[:1000]}")
 
 

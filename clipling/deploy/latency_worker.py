@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from clipling.errors import UserError
+
 CAPTION = "two dogs run over the wet sand of a beach"  # ten words
 Call = Callable[[np.ndarray], Any]
 
@@ -36,6 +38,8 @@ def main() -> None:
                 answer = arm.run(request["side"], request["batch"], request["calls"])
             else:
                 answer = {"peak_mb": peak_mb()}
+        except UserError as error:
+            answer = {"error": str(error)}
         except Exception as error:  # told to the parent, which says which arm it was
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)

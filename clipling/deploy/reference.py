@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def reference_folder(name: str) -> Path:
     config = reference_config(name)
     if (folder / NAME).is_file() and read_json(folder / NAME)["source"].get("config") == config:
         return folder
+    print(f"{name}: exported once for comparison, which takes a minute or two", file=sys.stderr, flush=True)
     with made_whole(folder, overwrite=True) as place:
         export_fp32(reference_student(name), place, name, {"weights": "random", "config": config})
     return folder

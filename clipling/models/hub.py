@@ -156,7 +156,20 @@ def open_student(spec: str | Path) -> Student:
     tags = open_clip.list_pretrained_tags_by_model(text)
     if tags:
         raise UserError(f"{text!r} is an architecture of open_clip. Add the weights, for example {text}@{tags[0]}")
-    raise UserError(f"{text!r} is neither a folder nor a model. {near(text, [*zoo_names(), *open_clip.list_models()])}")
+    if folder.exists():
+        raise UserError(f"{text} is a file; expected a run folder, the folder of a model, or an open_clip name with @TAG")
+    if len(folder.parts) > 1 or text.startswith("local-dir:"):
+        raise UserError(f"{text} does not exist. {_beside(folder)}")
+    raise UserError(f"{text!r} is neither a folder here nor a model. {near(text, [*zoo_names(), *open_clip.list_models()])}")
+
+
+def _beside(folder: Path) -> str:
+    """What there is where a folder was looked for: its siblings whose names are near, or the first part that is missing."""
+    parent = folder.parent
+    while not parent.is_dir() and parent != parent.parent:
+        folder, parent = parent, parent.parent
+    there = [path.name for path in parent.iterdir() if path.is_dir()]
+    return f"In {parent}: {near(folder.name, there, 'there is')}" if there else f"{parent} has no folders in it."
 
 
 def _config_file(folder: Path) -> Path | None:
@@ -167,6 +180,11 @@ def _open_folder(folder: Path) -> Student:
     file = _config_file(folder)
     if file is None and (folder / TRANSFORMERS_CONFIG).is_file():
         return _open_transformers(folder)
+    if (folder / "clipling.json").is_file() and file is None:
+        raise UserError(
+            f"{folder} is an exported model, which runs without torch: clipling predict and embed, search, latency and clipling.load take "
+            "it. Give the run or the model that it was exported from"
+        )
     if file is None:
         raise UserError(f"{folder} holds no {CONFIG}, so it is not a model in open_clip's layout. Give the folder of a saved model")
     weights = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)

@@ -21,7 +21,7 @@ def embed(
     """Writes the embeddings of all pictures and captions of a source.
 
     Args:
-        model: A run folder, a folder of a model, or an open_clip name with @TAG.
+        model: A run folder, a folder of a model, an exported folder, or an open_clip name with @TAG.
         source: Pairs as in `clipling train`, or photos without captions.
         out: A .parquet file, or a folder that gets image.npy, text.npy and rows.jsonl.
         image_column: Column of the picture's path, when it cannot be guessed.

@@ -23,7 +23,7 @@ def predict(
     """Predicts classes of pictures, which need no training: their names are enough (zero-shot classification).
 
     Args:
-        model: A run folder, a folder of a model, or an open_clip name with @TAG.
+        model: A run folder, a folder of a model, an exported folder, or an open_clip name with @TAG.
         images: A folder of pictures, or any source that `clipling train` reads.
         classes: A file with one class name a line, or names separated by commas: cat,dog,horse
         templates: A file with one prompt a line, {c} where the class name goes (default: a photo of a {c}.).

@@ -26,7 +26,7 @@ def folder_of(path, count, word="caption"):
     ("spec", "message"),
     [
         ("nothere", "does not exist"),
-        ("phtos/sub/x", r"does not exist.*holds: Did you mean 'photos'"),
+        ("phtos/sub/x", r"does not exist.*In .*: Did you mean 'photos'"),
         ("nothere-{0..3}.tar", "4 of 4 files do not exist"),
         ("*.tar", "no file in"),
         ("demo:emojis", "Did you mean 'demo:emoji'"),

@@ -49,6 +49,24 @@ def test_rows_of_a_folder(folder, tmp_path):
     assert shown.count("int8") >= 4
 
 
+def test_what_is_said_of_int8_is_what_the_table_shows():
+    def row(precision, side, per_s, batch=1):
+        return {"model": "m", "backend": "onnx", "precision": precision, "side": side, "threads": 1, "batch": batch, "per_s": per_s}
+
+    rows = [row("fp32", "image", 100), row("int8", "image", 80), row("fp32", "image", 10, 16), row("int8", "image", 25, 16)]
+    said = "\n".join(timing.notes("a processor", rows))
+    assert "image 0.80 to 2.50 times" in said
+    assert "text" not in said.partition("int8 over fp32")[2].partition("times")[0].replace("texts", "")
+    assert "fp16" not in said
+    assert "int8" not in "\n".join(timing.notes("a processor", rows[:1]))
+
+
+def test_a_mistake_in_a_worker_has_no_name_of_a_class(folder):
+    with pytest.raises(UserError) as told:
+        latency([str(folder / "nowhere")])
+    assert "UserError" not in str(told.value)
+
+
 def test_arms_take_turns(folder, monkeypatch):
     asked: list[str] = []
     ask = timing.Worker.ask

@@ -16,7 +16,7 @@ from clipling.errors import UserError
 from clipling.models.hub import open_student
 from clipling.objectives.term import Term
 from clipling.recipe import TermSpec, validated, with_settings
-from clipling.run import make_job, train
+from clipling.run import make_job, noise_of_few, train
 
 
 def weights(run):
@@ -166,3 +166,26 @@ def test_mistakes_of_a_recipe_are_named(tiny_recipe, settings, message):
 def test_a_missing_name_is_named():
     with pytest.raises(UserError, match="name"):
         validated({"seed": 1}, "here")
+
+
+def scripted(values):
+    """An evaluator whose recalls are given, evaluation by evaluation."""
+    left = iter(values)
+    return lambda student: [(f"{way}_recall@{k}", value) for value in [next(left)] for way in ("i2t", "t2i") for k in (1, 5, 10)]
+
+
+@pytest.mark.parametrize(("pairs", "kept"), [(15, 9), (1000, 3)])
+def test_of_few_held_out_pairs_the_latest_within_their_noise_is_kept(tiny_recipe, tmp_path, pairs, kept):
+    """After epochs 1, 2, 3: 60 %, 40 %, 55 %. One standard error of 60 % is 12.6 points over 15 pairs and 1.5 over 1,000."""
+    job = make_job(tiny_recipe, tmp_path / "run", Runtime(), quiet=True)
+    per_epoch = job.batches.steps_per_epoch
+    job.evaluators, job.margin = [scripted([0.1, 0.6, 0.4, 0.55])], noise_of_few("mean_recall", pairs)
+    state = Trainer(job).run()
+    assert state.best_step == kept // 3 * per_epoch
+    assert state.best_value == 0.6
+
+
+def test_what_is_no_recall_has_no_such_margin():
+    assert noise_of_few("teacher_cosine", 15)(0.5) == noise_of_few("last", 15)(0.5) == 0
+    assert noise_of_few("recall@5", 15)(0.6) == pytest.approx((0.6 * 0.4 / 15) ** 0.5)
+    assert noise_of_few("recall@5", 100)(0.6) == 0

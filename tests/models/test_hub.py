@@ -117,11 +117,11 @@ def test_pretrained_names_of_open_clip(tmp_path, monkeypatch):
     ("spec", "message"),
     [
         ("tiny_vit_32", "untrained student of the zoo: use new_student"),
-        ("tiny_vit_23", "neither a folder nor a model. Did you mean 'tiny_vit_32'"),
+        ("tiny_vit_23", "neither a folder here nor a model. Did you mean 'tiny_vit_32'"),
         ("ViT-B-32", "Add the weights, for example ViT-B-32@"),
         ("ViT-B-23@openai", "Did you mean 'ViT-B-32'"),
         ("ViT-B-32@opnai", "Did you mean 'openai'"),
-        ("no/such/folder", "neither a folder nor a model"),
+        ("no/such/folder", "no/such/folder does not exist"),
     ],
 )
 def test_unknown_models(spec, message):

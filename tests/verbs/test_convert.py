@@ -149,7 +149,7 @@ def test_a_published_checkpoint(tmp_path, capsys):
 
 def test_mistakes(model, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "neither a folder nor a model" in refused(capsys, "convert", tmp_path / "nowhere", "--to", "open_clip", "--out", out)
+    assert "does not exist" in refused(capsys, "convert", tmp_path / "nowhere", "--to", "open_clip", "--out", out)
     assert "invalid choice" in refused(capsys, "convert", model, "--to", "onnx", "--out", out)
     assert "has a config of its own" in refused(capsys, "convert", model, "--to", "open_clip", "--out", out, "--config", "tiny_vit_32")
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_trained")
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        ("nowhere/at/all", "'nowhere/at/all' is neither a folder nor a model"),
+        ("nowhere/at/all", "nowhere/at/all does not exist"),
         ("ViT-B-23", "Did you mean 'ViT-B-32'"),
         ("ViT-B-32@opnai", "Did you mean 'openai'"),
         ("tiny_vit_32", "untrained student of the zoo"),
@@ -201,7 +201,7 @@ TRAIN = [
     (["tinyclip_auto"], "give --teacher MODEL"),
     (["tinyclip_ping"], "give --teacher MODEL"),
     (["distill"], "give --teacher MODEL"),
-    (["tinyclip_manual", "--teacher", "nowhere/at/all"], "neither a folder nor a model"),
+    (["tinyclip_manual", "--teacher", "nowhere/at/all"], "nowhere/at/all does not exist"),
     (["tinyclip_auto", "--teacher", "TEACHER", "--epochs", "3"], "--set stages.0.epochs"),
     (["tinyclip_manual", "--teacher", "TEACHER", "--student", "tiny_vit_32"], "student.inherit.to"),
 ]
@@ -278,4 +278,4 @@ def test_a_compression_that_was_refused_can_be_started_again(teacher, pairs, tmp
 
 def test_the_file_of_weights_is_no_model(teacher, tmp_path, capsys):
     file = Path(teacher) / "open_clip_model.safetensors"
-    assert "neither a folder nor a model" in refused(capsys, "finetune", file, "--data", NOWHERE, "--out", tmp_path / "run")
+    assert "is a file; expected" in refused(capsys, "finetune", file, "--data", NOWHERE, "--out", tmp_path / "run")
