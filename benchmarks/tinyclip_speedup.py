@@ -138,14 +138,16 @@ def gather(runs: dict[int, dict[str, Any]], targets: dict[str, float], teacher: 
 
 
 def speedups(made: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
-    """Steps (and seconds) of scratch to its best over those of each arm to the same recall, seed by seed."""
+    """Steps (and seconds) of scratch to its best over those of each arm to the same recall, seed by seed. Seeds of an arm that never
+    came there have no ratio: `not_reached` says how many those are."""
     ratios = {}
     for unit in ("steps", "seconds"):
         scratch = dict(zip(made["scratch"]["seed"], made["scratch"][f"{unit}_to_target"]))
         for arm, values in made.items():
             pairs = [(scratch[seed], own) for seed, own in zip(values["seed"], values[f"{unit}_to_target"]) if own and seed in scratch]
             if arm != "scratch" and pairs:
-                ratios[f"{unit} {arm}"] = ratio([whole / own for whole, own in pairs])
+                missed = sum(own is None for own in values[f"{unit}_to_target"])
+                ratios[f"{unit} {arm}"] = {**ratio([whole / own for whole, own in pairs]), **({"not_reached": missed} if missed else {})}
     return ratios
 
 

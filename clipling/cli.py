@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments == ["search"]:
             raise UserError("search: what about it? Say: clipling search index MODEL IMAGES --out INDEX, then: clipling search serve INDEX")
         name, result, as_json = _call(arguments)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else printing.text(name, result), flush=True)
     except UserError as error:
         print(f"clipling: {error}", file=sys.stderr)
         return 2
@@ -82,8 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else printing.text(name, result))
     return 1 if isinstance(result, dict) and result.get("failed") else 0
 
 
