@@ -39,13 +39,27 @@ def run_folder(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> I
     if resume and (out / "summary.json").is_file():
         yield  # finished: nothing will be written
         return
+    fresh = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise disk_error(error, out) from error
-    with locked(out):
-        check_folder(out, recipe, resume=resume, overwrite=overwrite)  # again: who held the lock may have left a run
-        yield
+    try:
+        with locked(out):
+            check_folder(out, recipe, resume=resume, overwrite=overwrite)  # again: who held the lock may have left a run
+            yield
+    except UserError:
+        if fresh:
+            _remove_if_empty(out)
+        raise
+
+
+def _remove_if_empty(out: Path) -> None:
+    """A run that was refused before its first file leaves no folder behind."""
+    with contextlib.suppress(OSError):
+        if not entries(out):
+            (out / LOCK).unlink(missing_ok=True)
+            out.rmdir()
 
 
 def check_folder(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:

@@ -271,3 +271,12 @@ def test_a_base_keeps_what_a_recipe_file_does_not_name(toy, tmp_path):
         from_yaml(path)
     with pytest.raises(UserError, match="cannot be read"):
         from_yaml(tmp_path)
+
+
+def test_a_refused_run_leaves_no_folder(toy, tmp_path, capsys):
+    out = tmp_path / "runs" / "x"
+    assert "999" in refused(capsys, "train", "clip", "--data", toy, "--out", out, "--batch", "999")
+    assert not out.exists()
+    out.mkdir()  # one that was there before stays
+    refused(capsys, "train", "clip", "--data", toy, "--out", out, "--batch", "999")
+    assert out.is_dir()
