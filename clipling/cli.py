@@ -13,7 +13,7 @@ import tyro
 
 import clipling
 from clipling import printing
-from clipling.errors import UserError, missing_extra
+from clipling.errors import UserError, missing_extra, near
 
 DESCRIPTION = "Grow small CLIP models from your own image-text pairs. Start with: clipling demo"
 INTERRUPTED = 130
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("data: what about it? Say: clipling data inspect SOURCE (its flags: clipling data --help)")
         if arguments == ["search"]:
             raise UserError("search: what about it? Say: clipling search index MODEL IMAGES --out INDEX, then: clipling search serve INDEX")
+        _known(arguments)
         name, result, as_json = _call(arguments)
         if int(os.environ.get("RANK", "0")) == 0:
             print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else printing.text(name, result), flush=True)
@@ -85,6 +86,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 1 if isinstance(result, dict) and result.get("failed") else 0
+
+
+def _known(arguments: Sequence[str]) -> None:
+    """UserError for a first word that is no verb: half of one of two words, one with a second word that is none, or a mistyped one."""
+    first, names = next(iter(arguments), "-h"), list(verbs())
+    groups = {name.partition(" ")[0] for name in names if " " in name}
+    if first.startswith("-") or first in names:
+        return
+    halves = [name for name in names if " " in name and name.endswith(f" {first}")]
+    head = first.partition(" ")[0]
+    if halves:
+        raise UserError(f"{first} is said with the word before it: clipling {halves[0]} ...")
+    if head in groups:
+        raise UserError(f"{first!r} is no verb. There is: {', '.join(name for name in names if name.startswith(f'{head} '))}")
+    raise UserError(f"{first!r} is no verb. {near(first, names)} Help: clipling --help")
 
 
 def _call(arguments: list[str]) -> tuple[str, Any, bool]:

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from clipling.cli import verbs
+from clipling.cli import main, verbs
 
 COLUMNS = "image_column caption_column"
 RUN = "smoke resume overwrite threads json"
@@ -30,7 +30,7 @@ SURFACE = {
     "search serve": "index host port threads name",
     "bank": f"source out image_encoder text_encoder image_size {COLUMNS} group threads json",
     "check": "file json",
-    "show": "what json",
+    "show": "what name json",
 }
 
 
@@ -53,3 +53,18 @@ def test_every_verb_is_a_function_of_the_package():
     import clipling
 
     assert {verb.__name__ for verb in verbs().values()} | {"__version__", "load", "Search"} == set(clipling.__all__)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("inspect photos/", "clipling data inspect"),
+        ("serve index/", "clipling search serve"),
+        ("data photos/", "There is: data inspect"),
+        ("search photos/", "search index, search serve"),
+        ("trian clip", "Did you mean 'train'"),
+    ],
+)
+def test_words_that_are_no_verb(words, said, capsys):
+    assert main(words.split()) == 2
+    assert said in capsys.readouterr().err

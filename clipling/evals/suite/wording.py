@@ -72,7 +72,10 @@ SECTIONS: dict[str, tuple[str, str]] = {
         "How far pictures and texts lie apart, how evenly they use their dimensions, and whether a few pictures crowd all answers; "
         "these describe and do not rank.",
     ),
-    "cost": ("Cost", "Measured on one machine, one process: compare within this page only."),
+    "cost": (
+        "Cost",
+        "Times are of torch on one machine, one process: compare within this page only. Of exported graphs: clipling latency.",
+    ),
 }
 
 NAMES = {
