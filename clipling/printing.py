@@ -351,7 +351,7 @@ def _gate(findings: Sequence[Mapping[str, Any]]) -> str:
             f"chance {percent(d['chance'])})"
             for name, d in found["drops"].items()
         ]
-        layers = f"{len(kept)} layers in fp32" if kept else ""
+        layers = f"{len(kept)} layer{'s' * (len(kept) > 1)} in fp32" if kept else ""
         rows.append([found["file"], found["settings"]["method"], "; ".join([close, *lost, *([layers] if layers else [])])])
     notes = "\n".join(f"{', '.join(files)}: {said}" for said, files in _by_note(findings).items())
     return f"{table(['passed the gate', 'how', 'against fp32'], rows, words=True)}\n{notes}"

@@ -85,8 +85,8 @@ def judge(found: Cosine, drops: Mapping[str, Drop], thresholds: Thresholds, blin
         most = thresholds.allowed(value.queries)
         if not value.drop <= most + 1e-12:
             wrong.append(
-                f"{name} {100 * value.reference:.1f} % to {100 * value.here:.1f} %: a drop of {100 * value.drop:.1f} points "
-                f"(95 % interval {100 * value.low:.1f} to {100 * value.high:.1f}, {value.queries} queries; at most {100 * most:.1f})"
+                f"{name} {100 * value.reference:.1f} % to {100 * value.here:.1f} %: a drop of {100 * value.drop:.2f} points "
+                f"(95 % interval {100 * value.low:.1f} to {100 * value.high:.1f}, {value.queries} queries; at most {100 * most:.2f})"
             )
     return tuple(wrong)
 

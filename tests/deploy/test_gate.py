@@ -188,7 +188,7 @@ def test_a_drop_of_recall_alone_fails(folder, pairs, monkeypatch):
     samples = take(read_manifest(folder).image, data=str(pairs))
     monkeypatch.setattr(precisions, "drops", lambda *_: {"i2t_recall@10": Drop(0.5, 0.4, 0.1, 0.05, 0.15, 1000)})
     with pytest.raises(
-        UserError, match=r"i2t_recall@10 50.0 % to 40.0 %: a drop of 10.0 points \(95 % interval 5.0 to 15.0, 1000 queries; at most 1.0\)"
+        UserError, match=r"i2t_recall@10 50.0 % to 40.0 %: a drop of 10.00 points \(95 % interval 5.0 to 15.0, 1000 queries; at most 1.00\)"
     ):
         add_precisions(folder, ("fp16",), samples)
     assert "gate.json" not in content(folder)
