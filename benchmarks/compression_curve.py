@@ -6,8 +6,8 @@
 A ViT teacher with a transformer text tower (masks need them) is compressed to 75, 50 and 25 % of its parameters without token
 rows, by affinity mimicking at the same number of samples: `manual` (TinyCLIP's inheritance: the first units, interval_front),
 `magnitude` and `first_order` (manual, but the units of largest weights, or of largest weight times gradient), `auto` (learned
-masks, then pruned; half of the samples learn masks). `latency_of_teacher`: percent, both measured in turn in one process. `relative_recall`: dev recall@10, the mean of both directions, over the
-teacher's, in percent. Dev is read once a run.
+masks, then pruned; half of the samples learn masks). `relative_recall`: dev recall@10, the mean of both directions, over the
+teacher's, in percent. Dev is read once a run. `latency_of_teacher`: percent, both measured in turn in one process.
 """
 
 from __future__ import annotations

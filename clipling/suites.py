@@ -88,6 +88,12 @@ def report(folders: Sequence[Path], out: Path, *, pictures: bool = True, first: 
     """One page for the results in these folders. `first`: the label of the model that the others are compared with."""
     from clipling.evals.suite.page import write_page
 
+    for folder in folders:
+        if (folder / "recipe.yaml").is_file():
+            raise UserError(
+                f"{folder} is a run, and a report is made of results: first clipling eval {folder} --suite quick --data SRC --out RESULTS, "
+                f"then clipling report RESULTS. Runs among themselves: clipling compare {folder} OTHER_RUN"
+            )
     found = [read_models(folder) for folder in folders]
     if not any(model.role == "model" for group in found for model in group):
         places = ", ".join(map(str, folders))

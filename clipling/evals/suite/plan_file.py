@@ -68,7 +68,11 @@ def read_plan(path: Path) -> Plan:
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Once)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise UserError(
+            f"the suite {path} cannot be read: {error.strerror or error}. Give quick, full, reliability or a YAML file"
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping with `datasets` and `suite` or `tasks`")
