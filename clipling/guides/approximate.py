@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipling.errors import missing_extra
-from clipling.guides.search import EXTRA, Excluded, check_unit, rank_pairs
+from clipling.guides.candidates import EXTRA
+from clipling.guides.search import Excluded, check_unit, rank_pairs
 
 PROBE_SHARE = 32  # one cell in this many is looked through, at least LEAST_PROBES
 LEAST_PROBES = 16

@@ -16,8 +16,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,13 @@ from clipling.guides.stored import (
     shard_name,
     write_pairs_file,
 )
+from clipling.processes import Watch
 from clipling.store import atomic_produce, cache_dir, write_json
 
 __all__ = ["Bank", "BankRows", "bank_for", "build_bank"]
 
 SHARD_ROWS = 65_536
 TEXT_BLOCKS = 16  # a block of captions is this many times a block of pictures
-WAIT = 0.1
 
 
 def bank_for(
@@ -108,9 +107,9 @@ def build_bank(
     views: crops of every picture whose features are kept too, those that `crops_of_view(augment, seed, 0 ... views - 1)`
         gives for pair numbers of `pairs`: what the student sees when `augment.views == views`.
     block: pictures in one file while building; what is lost at most when the build is killed.
-    rank, world: this process's share when several build one bank.
+    rank, world: this process's share when several build one bank; they wait for each other by a `processes.Watch`.
     Pictures that cannot be decoded get rows of zeros and `valid` False.
-    Raises UserError when the folder holds something else, or a bank of other pairs or settings.
+    Raises UserError when the folder holds something else, or a bank of other pairs or settings, and when another process is lost.
     """
     if isinstance(image_encoder, str):
         image_encoder = open_image_encoder(image_encoder, image_size)
@@ -136,16 +135,21 @@ class _Build:
     def run(self, rank: int, world: int) -> Bank:
         plan = self.plan()
         if self._claim(plan):
-            blocks = self.blocks()
-            self._encode([b for number, b in enumerate(blocks) if number % world == rank])
-            if rank == 0:
-                # a second run that builds the same bank may be quicker, and removes the blocks
-                self._wait_for(lambda: (self.out / MANIFEST).is_file() or all(self._done(b) for b in blocks))
-                if not (self.out / MANIFEST).is_file():
-                    self._finish(plan, blocks)
-            else:
-                self._wait_for((self.out / MANIFEST).is_file)
+            with Watch(self.parts, rank, world, "a bank") as watch:
+                self._together(plan, watch)
         return Bank.open(self.out)
+
+    def _together(self, plan: dict[str, Any], watch: Watch) -> None:
+        """Makes this process's blocks; the first process waits for all of them and joins them, the others wait for it."""
+        blocks, finished = self.blocks(), (self.out / MANIFEST).is_file
+        self._encode([b for number, b in enumerate(blocks) if number % watch.world == watch.rank])
+        if watch.rank > 0:
+            watch.until(finished)
+            return
+        # a second run that builds the same bank may be quicker, and removes the blocks
+        watch.until(lambda: finished() or all(self._done(b) for b in blocks))
+        if not finished():
+            self._finish(plan, blocks)
 
     @property
     def pairs(self) -> Pairs:
@@ -226,11 +230,6 @@ class _Build:
             return f"captions ({text.name} on {device_text(text.device)})"
         pictures = f"pictures, {self.features.views} crops of each" if kind == "views" else "pictures"
         return f"{pictures} ({image.name} at {image.preprocess['size']} px on {device_text(image.device)})"
-
-    def _wait_for(self, ready: Callable[[], bool]) -> None:
-        """Until other processes have done their share; a launcher that loses one of them ends the others."""
-        while not ready():
-            time.sleep(WAIT)
 
     def _finish(self, plan: dict[str, Any], blocks: Sequence[Block]) -> None:
         """Joins the blocks into shards, then writes the manifest; each step is whole or absent, and may be done again."""
