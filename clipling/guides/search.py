@@ -57,13 +57,13 @@ class Excluded:
 
 
 class Search(Protocol):
-    """Finds the nearest allowed pairs of queries."""
+    """Finds the nearest allowed pairs of its own columns."""
 
     method: str
 
-    def top(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Queries [B, d] of the given pairs int64 [B] -> pair numbers int64 [B, count] and similarities float64, nearest
-        first, filled up with -1 and -inf where there are fewer."""
+    def of_columns(self, numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """For the columns of the numbers int64 [B]: pair numbers int64 [B, count] and similarities float64, nearest first, filled up
+        with -1 and -inf where there are fewer."""
         ...
 
 
@@ -91,7 +91,10 @@ class ExactSearch:
         self.resident = None if device == "cpu" else tile(columns).to(device)
 
     def top(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Search.top`. Two columns of one pair count as one neighbour, the nearer of the two."""
+        """Queries [B, d] of the given pairs int64 [B] -> as `Search.of_columns`.
+
+        Two columns of one pair count as one neighbour, the nearer of the two.
+        """
         ids = np.full((len(queries), count), -1, dtype=np.int64)
         sims = np.full((len(queries), count), -np.inf)
         need = min((count - 1) * self.per_pair + 1, len(self.owner))
@@ -100,6 +103,10 @@ class ExactSearch:
             rows, columns = candidates(queries[part], self._tiles, self.excluded.columns(pairs[part]), need, self.margin, self.device)
             rank_pairs(queries[part], rows, self.columns, columns, self.owner, ids[part], sims[part])
         return ids, sims
+
+    def of_columns(self, numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Search.of_columns`."""
+        return self.top(np.asarray(self.columns[numbers]), self.owner[numbers], count)
 
     def _tiles(self) -> Iterator[torch.Tensor]:
         for start in range(0, len(self.owner), TILE):
