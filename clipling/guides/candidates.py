@@ -1,7 +1,7 @@
-"""Candidates for nearest neighbours by fp32 matrix products: tile by tile, without a pass that costs as much as the product.
+"""Candidates for nearest neighbours by fp32 matrix products: tile by tile, with one cheap pass over the similarities.
 
-Picking the highest of a row of similarities by sorting takes half as long as the product that made them. So the highest of every group of
-a tile's columns is taken first, which reads the tile once in the order in which it lies, and only the best groups are looked into.
+Picking the highest of a row of similarities by partial sorting takes half as long as the product that made them. Here one pass takes the
+highest of every `GROUP` neighbouring columns; only groups whose highest can still be among the best of their query are looked into.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from torch import Tensor
 
 EXTRA = 16  # candidates beyond those that are needed
 GROUP = 32  # columns of which the highest is taken first
-SCORE_BYTES = 2**24  # of similarities held at a time: about what stays in a cache
+SCORE_BYTES = 2**23  # of similarities held at a time
+PENDING = 4  # candidates a query, in multiples of those wanted, that are kept before the worse ones are dropped
+LOWEST = float(torch.finfo(torch.float32).min)
+Barred = tuple[np.ndarray, np.ndarray]
 
 
 def candidates(
     queries: np.ndarray,
     tiles: Callable[[], Iterable[Tensor]],
-    excluded: tuple[np.ndarray, np.ndarray],
+    excluded: Barred,
     need: int,
     margin: float,
     device: str = "cpu",
@@ -34,73 +37,99 @@ def candidates(
     asked = tile(queries).to(device)
     by_column = np.argsort(excluded[1], kind="stable")
     barred = excluded[0][by_column], excluded[1][by_column]
-    best = _Best(len(asked), need + EXTRA, device)
+    best = _Found(torch.full((len(asked),), LOWEST, device=device), need + EXTRA)
     with full_precision():
         for rows, first, scores in _scores(asked, tiles(), barred):
             best.add(rows, first, scores)
-        floor = best.values[:, min(need, best.seen) - 1] - margin if best.seen else best.values.new_zeros(len(asked))
-        taken = (best.values >= floor[:, None]) & (best.values > -torch.inf)
-        # Rows whose last candidate is as near as the last one needed may have further ones: they are looked through in full.
-        unsure = taken[:, -1] & (best.seen > best.values.shape[1])
-        taken[unsure] = False
-        query, slot = taken.nonzero(as_tuple=True)
-        found = [(query, best.columns[query, slot])]
+        rows, columns, values, last = best.sorted(need)
+        floor = last - margin
+        # Where the bar was raised above the floor, columns that can matter may have been dropped: those queries are asked again.
+        unsure = best.bar > floor
+        taken = (values >= floor[rows]) & ~unsure[rows]
+        found = [(rows[taken], columns[taken])]
         if bool(unsure.any()):
-            numbers = unsure.nonzero().squeeze(1)
-            found += _all_above(asked, numbers, floor, tiles(), barred)
+            found.append(_all_above(asked, unsure.nonzero().squeeze(1), floor, tiles(), barred))
     return torch.cat([q for q, _ in found]).cpu().numpy(), torch.cat([c for _, c in found]).cpu().numpy()
 
 
-class _Best:
-    """The `most` highest similarities of every query so far, and their columns: highest first, -inf where there are fewer.
+class _Found:
+    """Columns that reach the bar of their query; the bar rises to the `most`-th best similarity so far (never, without `most`).
 
-    What was not kept is at most as high as the last that was.
+    bar fp32 [B]: what was dropped was below it.
     """
 
-    def __init__(self, queries: int, most: int, device: str) -> None:
-        self.values = torch.full((queries, most), -torch.inf, device=device)
-        self.columns = torch.zeros((queries, most), dtype=torch.int64, device=device)
-        self.seen = 0
+    def __init__(self, bar: Tensor, most: int | None) -> None:
+        self.bar, self.most = bar, most
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.count = 0
 
     def add(self, rows: slice, first: int, scores: Tensor) -> None:
-        """Similarities [b, c] of the queries `rows` and the columns from `first` on."""
-        most, width = self.values.shape[1], scores.shape[1]
-        self.seen = max(self.seen, first + width)
-        places = _best_groups(scores, most)
-        new = scores if places is None else scores.gather(1, places)
-        if places is None:
-            places = torch.arange(width, device=scores.device).expand(len(scores), -1)
-        values, columns = torch.cat([self.values[rows], new], dim=1), torch.cat([self.columns[rows], places + first], dim=1)
-        kept, slots = values.topk(most, dim=1)
-        self.values[rows], self.columns[rows] = kept, columns.gather(1, slots)
+        """Similarities [b, c] of the queries `rows` and the columns from `first` on; c is a multiple of `GROUP`."""
+        groups = scores.shape[1] // GROUP
+        highest = scores.view(-1, groups, GROUP).amax(dim=2)
+        bar = self.bar[rows]
+        if self.most is not None and first == 0 and groups >= self.most:  # so many columns reach the lowest of these
+            torch.maximum(bar, highest.topk(self.most, dim=1, sorted=False).values.amin(dim=1), out=bar)
+        group = _flat_nonzero(highest >= bar[:, None])
+        row = group // groups
+        values = scores.view(-1, GROUP)[group]
+        place = _flat_nonzero(values >= bar[row, None])
+        inside, row = place // GROUP, row[place // GROUP]
+        column = (group[inside] % groups) * GROUP + place % GROUP + first
+        self.parts.append((row + rows.start, column, values.flatten()[place]))
+        self.count += len(place)
+        if self.most is not None and self.count > PENDING * self.most * len(self.bar):
+            self._drop()
+
+    def _drop(self) -> None:
+        assert self.most is not None
+        rows, columns, values, last = self.sorted(self.most)
+        torch.maximum(self.bar, last, out=self.bar)
+        kept = values >= self.bar[rows]
+        self.parts = [(rows[kept], columns[kept], values[kept])]
+        self.count = int(kept.sum()) if len(self.parts[0][0]) < PENDING * self.most * len(self.bar) else 0  # ties: not at every tile
+
+    def sorted(self, place: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(rows, columns, similarities) so far by row, highest first, and the `place`-th similarity of every query (`LOWEST`: fewer)."""
+        if not self.parts:
+            none = self.bar.new_empty(0)
+            return none.long(), none.long(), none, torch.full_like(self.bar, LOWEST)
+        rows, columns, values = (torch.cat(same) for same in zip(*self.parts))
+        bits = values.view(torch.int32)
+        ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # whole numbers in the order of the floats
+        order = _argsort((rows << 32) + (2**31 - ordered))
+        rows, columns, values = rows[order], columns[order], values[order]
+        start = torch.searchsorted(rows, torch.arange(len(self.bar), device=rows.device))
+        index = start + place - 1
+        there = index < torch.searchsorted(rows, torch.arange(len(self.bar), device=rows.device), right=True)
+        last = torch.where(there, values[index.clamp(max=len(values) - 1)] if len(values) else self.bar, LOWEST)
+        return rows, columns, values, last
 
 
-def _best_groups(scores: Tensor, most: int) -> Tensor | None:
-    """int64 [b, m]: columns among which are the `most` highest of each row [b, c]; None for all columns.
-
-    Group g holds the columns g, g + n, g + 2 n, ...: the highest of all groups is then one pass over neighbouring numbers. An element of
-    another group than the `most` best is at most as high as the worst of their maxima, of which there are `most`.
-    """
-    width = scores.shape[1]
-    groups = width // GROUP
-    if groups <= 2 * most:
-        return None
-    highest = scores[:, : groups * GROUP].unflatten(1, (GROUP, groups)).amax(dim=1)
-    best = highest.topk(most, dim=1, sorted=False).indices
-    places = (best[:, :, None] + torch.arange(0, groups * GROUP, groups, device=scores.device)).flatten(1)
-    rest = torch.arange(groups * GROUP, width, device=scores.device).expand(len(scores), -1)
-    return torch.cat([places, rest], dim=1)
+def _all_above(asked: Tensor, numbers: Tensor, floor: Tensor, tiles: Iterable[Tensor], barred: Barred) -> tuple[Tensor, Tensor]:
+    """(query, column) numbers of all that reach the floor of the queries `numbers`."""
+    place = np.full(len(asked), -1)
+    place[numbers.cpu().numpy()] = np.arange(len(numbers))
+    some = place[barred[0]] >= 0
+    found = _Found(floor[numbers].clamp(min=LOWEST), None)
+    for rows, first, scores in _scores(asked[numbers], tiles, (place[barred[0][some]], barred[1][some])):
+        found.add(rows, first, scores)
+    rows, columns, _, _ = found.sorted(1)
+    return numbers[rows], columns
 
 
-def _scores(asked: Tensor, tiles: Iterable[Tensor], barred: tuple[np.ndarray, np.ndarray]) -> Iterator[tuple[slice, int, Tensor]]:
-    """(queries, first column, similarities [b, c], valid until the next), -inf where barred (sorted by column)."""
+def _scores(asked: Tensor, tiles: Iterable[Tensor], barred: Barred) -> Iterator[tuple[slice, int, Tensor]]:
+    """(queries, first column, similarities [b, c], valid until the next), -inf where barred (sorted by column) or beyond the last."""
     first, held = 0, None
     for columns in tiles:
+        count = len(columns)
+        if count % GROUP:
+            columns = torch.nn.functional.pad(columns, (0, 0, 0, GROUP - count % GROUP))
         width = len(columns)
         at_once = max(1, min(len(asked), SCORE_BYTES // (4 * width)))
         if held is None or held.numel() < at_once * width:
             held = torch.empty(at_once * width, device=asked.device)
-        here = slice(*np.searchsorted(barred[1], [first, first + width]))
+        here = slice(*np.searchsorted(barred[1], [first, first + count]))
         rows, places = torch.from_numpy(barred[0][here]), torch.from_numpy(barred[1][here] - first)
         for start in range(0, len(asked), at_once):
             part = slice(start, min(start + at_once, len(asked)))
@@ -108,20 +137,18 @@ def _scores(asked: Tensor, tiles: Iterable[Tensor], barred: tuple[np.ndarray, np
             torch.mm(asked[part], columns.T, out=scores)
             mine = (rows >= start) & (rows < part.stop)
             scores[rows[mine] - start, places[mine]] = -torch.inf
+            scores[:, count:] = -torch.inf
             yield part, first, scores
-        first += width
+        first += count
 
 
-def _all_above(
-    asked: Tensor, numbers: Tensor, floor: Tensor, tiles: Iterable[Tensor], barred: tuple[np.ndarray, np.ndarray]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(query, column) numbers of all that reach the floor of the queries `numbers`."""
-    place = np.full(len(asked), -1)
-    place[numbers.cpu().numpy()] = np.arange(len(numbers))
-    some = place[barred[0]] >= 0
-    for rows, first, scores in _scores(asked[numbers], tiles, (place[barred[0][some]], barred[1][some])):
-        query, column = ((scores >= floor[numbers[rows], None]) & (scores > -torch.inf)).nonzero(as_tuple=True)
-        yield numbers[rows][query], column + first
+def _flat_nonzero(mask: Tensor) -> Tensor:
+    """int64 [m]: numbers of the true elements. By numpy on the CPU, which is many times as quick."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.flatten().nonzero().squeeze(1)
+
+
+def _argsort(keys: Tensor) -> Tensor:
+    return torch.from_numpy(np.argsort(keys.numpy())) if keys.device.type == "cpu" else keys.argsort()
 
 
 def tile(rows: np.ndarray) -> Tensor:

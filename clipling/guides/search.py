@@ -13,7 +13,7 @@ from clipling.guides.candidates import candidates, tile
 
 DOTS_AT_ONCE = 256
 QUERIES = 2048  # for which a tile of columns is read once
-TILE = 8192  # columns
+TILE = 4096  # columns
 NORM_SLACK = 0.01  # rows are unit rows up to rounding
 
 
