@@ -179,7 +179,8 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(given.threads)
-        print(json.dumps(against_product(*given.ratio) if given.ratio else point(given.point[0], int(given.point[1]), Path(given.point[2]))))
+        method, count, scratch = given.point or ("", 0, "")
+        print(json.dumps(against_product(*given.ratio) if given.ratio else point(method, int(count), Path(scratch))))
         return
     result = {"arms": {}, "ratios": {}} if given.again or given.small else load("neighbours")
     result = {"benchmark": "neighbours", **result}

@@ -81,7 +81,8 @@ class Watch:
             self._say(str(number))
 
     def _say(self, word: str) -> None:
-        with contextlib.suppress(OSError), open(self._path(self.rank), "r+", encoding="utf-8") as file:  # never made anew: the folder may go
+        # Not made anew where it is gone: the folder may have been removed, when all was done.
+        with contextlib.suppress(OSError), open(self._path(self.rank), "r+", encoding="utf-8") as file:
             file.write(f"{self._identity} {word}\n")
             file.truncate()
 

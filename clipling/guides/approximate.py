@@ -17,7 +17,7 @@ import torch
 
 from clipling.errors import missing_extra
 from clipling.guides.candidates import candidates, tile
-from clipling.guides.search import TILE, Excluded, ExactSearch, check_unit, margin, most_of_one, rank_pairs
+from clipling.guides.search import TILE, ExactSearch, Excluded, check_unit, margin, most_of_one, rank_pairs
 from clipling.guides.table import save_arrays
 
 LEAST_ROWS = 40  # rows a cell: k-means wants no fewer
@@ -30,7 +30,8 @@ PROBE_SAMPLE = 500
 
 @dataclass(frozen=True)
 class Cells:
-    """cell int32 [C]: the cell of each column. near int32 [cells, probes]: the cells looked through for queries of a cell, nearest first."""
+    """cell int32 [C]: the cell of each column. near int32 [cells, probes]: the cells looked through for queries of a cell, nearest
+    first."""
 
     cell: np.ndarray
     near: np.ndarray

@@ -16,7 +16,7 @@ from torch import Tensor
 EXTRA = 16  # candidates beyond those that are needed
 GROUP = 32  # columns of which the highest is taken first
 SCORE_BYTES = 2**23  # of similarities held at a time
-PENDING = 4  # candidates a query, in multiples of those wanted, that are kept before the worse ones are dropped
+PENDING = 2  # candidates a query, in multiples of those wanted, that are kept before the worse ones are dropped
 LOWEST = float(torch.finfo(torch.float32).min)
 Barred = tuple[np.ndarray, np.ndarray]
 

@@ -123,7 +123,8 @@ class Job:
     @cached_property
     def cells(self) -> Cells:
         """Of an approximate table."""
-        return learn_cells(self.columns, self.task.of, self.task.links, self.task.k, None if self.parts is None else self.parts / "cells.npz")
+        path = None if self.parts is None else self.parts / "cells.npz"
+        return learn_cells(self.columns, self.task.of, self.task.links, self.task.k, path)
 
     @cached_property
     def search(self) -> Search:

@@ -35,7 +35,8 @@ class Base:
         if info["method"] != "exact" or info["cap"] is not None or info["by_caption"]:
             raise UserError(
                 "only an exact table by pair without a cap can be brought up to date; "
-                f"this one has method {info['method']}, cap {info['cap']}{', and is by caption' if info['by_caption'] else ''}. Make it anew."
+                f"this one has method {info['method']}, cap {info['cap']}{', and is by caption' if info['by_caption'] else ''}. "
+                "Make it anew."
             )
         if len(self.kept) != len(self.table.ids):
             raise ValueError(f"{len(self.kept)} numbers for a table of {len(self.table.ids)} pairs")

@@ -23,6 +23,8 @@ def bank(
 ) -> dict[str, Any]:
     """Features of pictures and captions by frozen encoders, for `clipling train ping --guide BANK`. Continues where it was stopped.
 
+    Several processes (torchrun) share the work.
+
     Args:
         source: The pairs that the student will be trained on.
         out: The bank folder.
@@ -36,12 +38,18 @@ def bank(
         json: Print as JSON.
     """
     from clipling.data.source import open_pairs
+    from clipling.engine.runtime import start
     from clipling.guides.bank import build_bank
+    from clipling.guides.progress import ShowProgress, silent
     from clipling.run import threads as set_threads
 
     set_threads(threads)
-    pairs = open_pairs(source, image_column=image_column, caption_column=caption_column, group=group)
-    made = build_bank(pairs, out, image_encoder=image_encoder, text_encoder=text_encoder, image_size=image_size)
+    with start() as runtime:
+        with runtime.first_before_others():
+            pairs = open_pairs(source, image_column=image_column, caption_column=caption_column, group=group)
+        encoders = {"image_encoder": image_encoder, "text_encoder": text_encoder, "image_size": image_size}
+        progress = ShowProgress() if runtime.first and not json else silent
+        made = build_bank(pairs, out, rank=runtime.rank, world=runtime.world, progress=progress, **encoders)
     return {
         "bank": str(out),
         "pairs": len(made.keys),
