@@ -28,6 +28,7 @@ from clipling.data.views import Augment
 from clipling.errors import UserError
 from clipling.guides.encoders import ImageEncoder, TextEncoder, device_text, open_image_encoder, open_text_encoder
 from clipling.guides.features import Block, Features
+from clipling.guides.known import Known
 from clipling.guides.progress import Progress, silent
 from clipling.guides.rows import reading, save_array, write_parts
 from clipling.guides.stored import (
@@ -97,6 +98,7 @@ def build_bank(
     augment: Augment | None = None,
     seed: int = 0,
     block: int = 256,
+    update: Path | str | None = None,
     progress: Progress | None = None,
     rank: int = 0,
     world: int = 1,
@@ -106,6 +108,7 @@ def build_bank(
     image_size: pixels at which the image encoder sees pictures (None: its own size).
     views: crops of every picture whose features are kept too, those that `crops_of_view(augment, seed, 0 ... views - 1)`
         gives for pair numbers of `pairs`: what the student sees when `augment.views == views`.
+    update: an older bank of the same encoders: pairs that it has, unchanged, keep their features bit for bit, and are not encoded again.
     block: pictures in one file while building; what is lost at most when the build is killed.
     rank, world: this process's share when several build one bank; they wait for each other by a `processes.Watch`.
     Pictures that cannot be decoded get rows of zeros and `valid` False.
@@ -121,7 +124,11 @@ def build_bank(
         raise ValueError("views and augment go together: crops of which augmentation, and how many")
     if not len(pairs) or not len(pairs.captions):
         raise UserError(f"{pairs.name} has {len(pairs)} pictures and {len(pairs.captions)} captions; a bank needs some of both")
-    features = Features(pairs, image_encoder, text_encoder, views, augment, seed)
+    if update is not None and views:
+        raise UserError("a bank with crops cannot be brought up to date: build it anew")
+    described = {"image": _described_image(image_encoder), "text": _described(text_encoder)}
+    known = None if update is None else Known.of(Bank.open(update), pairs, described)
+    features = Features(pairs, image_encoder, text_encoder, views, augment, seed, known)
     return _Build(features, Path(out), block, progress or silent).run(rank, world)
 
 
@@ -164,10 +171,11 @@ class _Build:
             "pairs": len(pairs),
             "captions": len(pairs.captions),
             "pairs_fingerprint": pairs.fingerprint,
-            "image": {**_described(of.image), "preprocess": dict(of.image.preprocess)},
+            "image": _described_image(of.image),
             "text": _described(of.text),
             "views": {"count": of.views, "seed": of.seed, "augment": augment} if of.views else None,
             "block": self.block,
+            "update": of.known.bank.manifest["pairs_fingerprint"] if of.known else None,
             "licences": {of.image.name: of.image.licence, of.text.name: of.text.licence},
         }
 
@@ -275,6 +283,10 @@ def _present(files: Sequence[Path]) -> np.ndarray:
 
 def _described(encoder: ImageEncoder | TextEncoder) -> dict[str, Any]:
     return {"encoder": encoder.name, "dim": encoder.dim, "weights": encoder.weights, "licence": encoder.licence}
+
+
+def _described_image(encoder: ImageEncoder) -> dict[str, Any]:
+    return {**_described(encoder), "preprocess": dict(encoder.preprocess)}
 
 
 def _with_content(image_encoder: str) -> str:

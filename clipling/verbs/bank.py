@@ -15,6 +15,7 @@ def bank(
     image_encoder: str = "efficientnet_lite0",
     text_encoder: str = "all-MiniLM-L6-v2",
     image_size: int | None = None,
+    update: Path | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     group: str | None = None,
@@ -31,6 +32,7 @@ def bank(
         image_encoder: efficientnet_lite0, timm:NAME or timm:NAME@weights.safetensors (`clipling show encoders`).
         text_encoder: all-MiniLM-L6-v2, or st:NAME_OR_FOLDER of a sentence-transformers model.
         image_size: Pixels at which the image encoder sees the pictures (default: its own).
+        update: An older bank: pairs that it has, unchanged, keep their features and are not encoded again.
         image_column: Column of the picture's path, when it cannot be guessed.
         caption_column: Column of the caption, when it cannot be guessed.
         group: Column that names a product.
@@ -47,7 +49,7 @@ def bank(
     with start() as runtime:
         with runtime.first_before_others():
             pairs = open_pairs(source, image_column=image_column, caption_column=caption_column, group=group)
-        encoders = {"image_encoder": image_encoder, "text_encoder": text_encoder, "image_size": image_size}
+        encoders = {"image_encoder": image_encoder, "text_encoder": text_encoder, "image_size": image_size, "update": update}
         progress = ShowProgress() if runtime.first and not json else silent
         made = build_bank(pairs, out, rank=runtime.rank, world=runtime.world, progress=progress, **encoders)
     return {

@@ -185,3 +185,29 @@ def test_training_of_which_one_process_was_killed(place, tmp_path, monkeypatch):
     one_is_killed(trained("killed", die=at_call(Runtime, "average_gradients", 7)))
     ends_well(trained("killed", "--resume"))
     assert content(tmp_path / "killed" / "run") == content(tmp_path / "whole" / "run")
+
+
+def test_a_bank_and_tables_of_more_pairs_are_brought_up_to_date(place, tmp_path):
+    """Toy encoders whose rows depend on their company, as real ones' last bits do."""
+    more = tmp_path / "more"
+    shutil.copytree(place / "toy", more)
+    toy_folder(tmp_path / "others", count=25, seed=7)
+    for path in (tmp_path / "others").iterdir():
+        shutil.copy(path, more / f"z-{path.name}")
+    ends_well(bank_of(place, tmp_path / "old", 1))
+    ends_well(tables_of(place, tmp_path / "old", 1))
+    (old,) = (tmp_path / "old" / "tables").iterdir()
+    new = ("--data", more, "--k", "3", "--threads", "1", "--json")
+    ends_well(launch(tmp_path, 2, call("bank", more, "--out", tmp_path / "new", "--update", tmp_path / "old", "--threads", "1", "--json")))
+    kept, grown = bank.Bank.open(tmp_path / "old"), bank.Bank.open(tmp_path / "new")
+    place_of = {key: i for i, key in enumerate(grown.keys)}
+    rows = np.array([place_of[key] for key in kept.keys])
+    assert grown.image[rows].tobytes() == kept.image[:].tobytes()
+    assert len(grown) > len(kept)
+    ends_well(launch(tmp_path, 2, call("neighbours", tmp_path / "new", *new, "--update", old)))
+    updated = files_of(tmp_path / "new" / "tables")
+    (made,) = (tmp_path / "new" / "tables").iterdir()
+    for path in made.glob("*-*.npz"):
+        path.unlink()
+    ends_well(launch(tmp_path, 1, call("neighbours", tmp_path / "new", *new)))  # anew, less the means that lie there
+    assert files_of(tmp_path / "new" / "tables") == updated
