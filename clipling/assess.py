@@ -12,13 +12,20 @@ from clipling.data.classes import LabelledImages, is_labelled, open_labelled
 from clipling.data.pairs import Pairs
 from clipling.data.reading import Options
 from clipling.data.source import open_pairs, resolve
+from clipling.engine.runtime import Runtime
 from clipling.errors import UserError
-from clipling.evals.evaluators import Retrieval, ZeroShot
+from clipling.evals.evaluators import Retrieval
+from clipling.evals.identity import model_hash
 from clipling.evals.public import public
 from clipling.evals.results import CLASSIFICATION, RETRIEVAL, Result, weights_hash, write_result
+from clipling.evals.suite.dataset import Dataset
+from clipling.evals.suite.subject import Subject
+from clipling.evals.zeroshot import zero_shot
 from clipling.models.dual import Student
 from clipling.models.hub import open_student
 from clipling.store import read_json, write_json
+
+BATCH = 256
 
 
 def assess(
@@ -30,9 +37,11 @@ def assess(
     templates: Path | None = None,
     columns: dict[str, str | None] | None = None,
     out: Path | None = None,
+    runtime: Runtime | None = None,
 ) -> dict[str, Any]:
     """Recall both ways on pairs, or zero-shot accuracy on labelled pictures. `out`: a .json file or a folder.
 
+    runtime: of several processes, which share the features by the cache; the first one writes `out`.
     Returns what CLIP_benchmark's result file holds, and more (see clipling.evals.results).
     """
     if task == "auto":
@@ -42,24 +51,26 @@ def assess(
         raise UserError(
             f"{' and '.join(given)} would be ignored: zero-shot reads classes, not columns. Leave it out, or add --task retrieval."
         )
-    source = open_labelled(data, classes=classes, templates=templates) if task == "zeroshot" else open_pairs(data, **(columns or {}))
+    runtime = runtime or Runtime()
+    with runtime.first_before_others():
+        source = open_labelled(data, classes=classes, templates=templates) if task == "zeroshot" else open_pairs(data, **(columns or {}))
     student = open_student(model)
-    result = _zero_shot(student, source) if isinstance(source, LabelledImages) else _retrieval(student, source)
+    weights = weights_hash(model_folder(model))
+    subject = Subject(student, model, model_hash=model_hash(student, weights), batch=BATCH, runtime=runtime)
+    result = _zero_shot(subject, source) if isinstance(source, LabelledImages) else _retrieval(subject, source)
     result.model, result.pretrained = describe(model)
-    result.model_hash = weights_hash(model_folder(model))
+    result.model_hash = weights
     result.preprocessing = dict(student.preprocess_cfg)
     result.budget = budget(model, student)
     result.warnings = seen_in_training(model, source)
-    if out is not None and out.suffix == ".json":
-        write_json(out, result.content())
-    elif out is not None:
-        write_result(result, out)
+    if out is not None and runtime.first:
+        write_json(out, result.content()) if out.suffix == ".json" else write_result(result, out)
     return result.content()
 
 
-def _retrieval(student: Student, pairs: Pairs) -> Result:
+def _retrieval(subject: Subject, pairs: Pairs) -> Result:
     evaluator = Retrieval(pairs)
-    found = evaluator.measure(*evaluator.features(student))
+    found = evaluator.measure(subject.images(Dataset(pairs.name, pairs)), subject.texts(pairs.captions))
     metrics = found.recall(evaluator.ks)
     intervals = {name: tuple(pair) for name, pair in found.intervals(evaluator.ks).items()}
     size = {"pairs": len(pairs), "captions": len(pairs.captions), "bad_rows": len(pairs.problems)}
@@ -68,16 +79,16 @@ def _retrieval(student: Student, pairs: Pairs) -> Result:
     )
 
 
-def _zero_shot(student: Student, labelled: LabelledImages) -> Result:
-    evaluator = ZeroShot(labelled)
-    metrics = dict(evaluator(student))
+def _zero_shot(subject: Subject, labelled: LabelledImages) -> Result:
+    dataset = Dataset(labelled.name, labelled)
+    metrics = zero_shot(subject.images(dataset), labelled.labels, subject.classes(dataset))
     size = {"images": len(labelled), "classes": len(labelled.classnames), "bad_rows": len(labelled.problems)}
     return Result(
         dataset=public(labelled.name),
         model="",
         task=CLASSIFICATION,
         metrics=metrics,
-        prompts=evaluator.templates,
+        prompts=list(labelled.templates),
         size=size,
         data_hash=labelled.fingerprint,
     )

@@ -112,13 +112,15 @@ def make_objective(recipe: Recipe, student: Student, guide: Any | None, teachers
     return Objective(terms, weights)
 
 
-def make_guide(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, quiet: bool) -> BankGuide | None:
-    """The bank (built when absent), its tables over the training pairs only, and the look-up."""
+def make_guide(
+    recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, quiet: bool, rank: int = 0, world: int = 1
+) -> BankGuide | None:
+    """The bank (built when absent), its tables over the training pairs only, and the look-up. rank, world: as for `build_bank`."""
     spec = recipe.guide
     if spec is None:
         return None
     progress = silent if quiet else ShowProgress()
-    folder = bank_folder(recipe, source, train, augment, progress)
+    folder = bank_folder(recipe, source, train, augment, progress, rank, world)
     return open_guide(
         train,
         folder,
@@ -134,10 +136,12 @@ def make_guide(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, qu
         spaces=tuple(sorted(n.removeprefix("neighbours.") for n in needs(recipe) if n.startswith("neighbours."))),
         tables=tables_folder(folder, train, spec),
         progress=progress,
+        rank=rank,
+        world=world,
     )
 
 
-def bank_folder(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, progress: Progress) -> Path:
+def bank_folder(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, progress: Progress, rank: int = 0, world: int = 1) -> Path:
     """The bank that was given, or the cached one. Crops (`active: views`) belong to the training pairs in their order."""
     spec = recipe.guide
     assert spec is not None
@@ -146,7 +150,7 @@ def bank_folder(recipe: Recipe, source: Pairs, train: Pairs, augment: Augment, p
         return Path(spec.bank)
     views = {"views": spec.views, "augment": augment, "seed": recipe.seed} if spec.active == "views" else {}
     over = train if views else source
-    return bank_for(over, spec.image_encoder, spec.text_encoder, spec.image_size, progress=progress, **views)
+    return bank_for(over, spec.image_encoder, spec.text_encoder, spec.image_size, progress=progress, rank=rank, world=world, **views)
 
 
 def check_bank(spec: GuideSpec) -> None:

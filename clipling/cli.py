@@ -49,6 +49,7 @@ def verbs() -> dict[str, Callable[..., Any]]:
         "search index": clipling.search_index,
         "search serve": clipling.search_serve,
         "bank": clipling.bank,
+        "neighbours": clipling.neighbours,
         "check": clipling.check,
         "show": clipling.show,
     }

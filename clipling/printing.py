@@ -16,6 +16,7 @@ def text(verb: str, result: Any) -> str:
         "eval": _eval,
         "data inspect": _inspect,
         "bank": _plain,
+        "neighbours": _plain,
         "compare": _compare,
         "report": _report,
         "convert": _plain,

@@ -42,6 +42,7 @@ from clipling.engine.runtime import Runtime, start
 from clipling.engine.trainer import Interrupted, Job, State, Trainer, best_value
 from clipling.environment import environment
 from clipling.errors import UserError
+from clipling.guides.guidance import BankGuide
 from clipling.guides.teacher import Teacher
 from clipling.models.dual import Student
 from clipling.outcome import finish
@@ -182,7 +183,7 @@ def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *
     pass_gates(recipe, models, opened.train, runtime, silent)
     student = make_student(recipe, opened.train, models).to(runtime.device)
     augment = Augment(scale=recipe.data.crop, flip=recipe.data.flip, views=view_count(recipe))
-    guide = make_guide(recipe, opened.source, opened.train, augment, silent)
+    guide = shared_guide(recipe, opened, augment, runtime, silent)
     teachers = make_teachers(recipe, models, opened.train, augment, runtime, silent)
     objective = make_objective(recipe, student, guide, teachers).to(runtime.device)
     batches = make_batches(recipe, opened.train, student, augment, runtime, teachers)
@@ -201,6 +202,18 @@ def noise_of_few(best: str, val_pairs: int) -> Callable[[float], float]:
     so the latest within it is kept. Nothing for other metrics, and from 100 pairs on. Our choice."""
     noisy = val_pairs < FEW_HELD_OUT and (best == "mean_recall" or "recall@" in best)
     return lambda value: standard_error(value, val_pairs) if noisy else 0.0
+
+
+def shared_guide(recipe: Recipe, opened: OpenedPairs, augment: Augment, runtime: Runtime, quiet: bool) -> BankGuide | None:
+    """The guide, whose bank and tables the processes make together: here they do not go one after the other."""
+    if recipe.guide is None:
+        return None
+    if runtime.first:
+        runtime.wait()
+    guide = make_guide(recipe, opened.source, opened.train, augment, quiet, runtime.rank, runtime.world)
+    if not runtime.first:
+        runtime.wait()
+    return guide
 
 
 def view_count(recipe: Recipe) -> int:

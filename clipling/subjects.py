@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 from pathlib import Path
 
 from clipling.assess import budget, describe, model_folder
+from clipling.engine.runtime import Runtime
 from clipling.errors import UserError
+from clipling.evals.identity import model_hash
 from clipling.evals.results import weights_hash
 from clipling.evals.suite.subject import Subject
 from clipling.models.dual import Student
-from clipling.models.hub import TEXT_FILES, new_student, open_student
+from clipling.models.hub import new_student, open_student
 from clipling.store import read_json
 
 
-def subject_of(model: str, name: str | None = None) -> Subject:
+def subject_of(model: str, name: str | None = None, runtime: Runtime | None = None) -> Subject:
     """The model as a subject: named by its run, its folder or its open_clip name, and by its weights."""
     student = open_student(model)
     shown, tag = describe(model)
     found = model_hash(student, weights_hash(model_folder(model)))
     tag = tag if "@" in model else f"{tag}-{found[:8]}".strip("-")
-    made = Subject(student, name or _telling(model, shown), pretrained=tag, model_hash=found, spec=model, budget=budget(model, student))
+    about = {"pretrained": tag, "model_hash": found, "spec": model, "budget": budget(model, student)}
+    made = Subject(student, name or _telling(model, shown), runtime=runtime, **about)
     _ = made.scale  # what cannot be measured is said before anything is
     return made
 
@@ -33,7 +33,7 @@ def _telling(model: str, shown: str) -> str:
     return parts[-2] if shown == "model" and len(parts) > 1 else shown
 
 
-def start_of(model: str, student: Student) -> Subject:
+def start_of(model: str, student: Student, runtime: Runtime | None = None) -> Subject:
     """The weights that training began with, where a run says so; otherwise random ones of the same architecture."""
     config, seed, init = student.local_config, 0, None
     summary, recipe = Path(model) / "summary.json", Path(model) / "recipe.yaml"
@@ -50,33 +50,5 @@ def start_of(model: str, student: Student) -> Subject:
         made, init = new_student(config, seed=seed), None
     found = model_hash(made)
     name = f"{_telling(model, describe(model)[0])}, {'start' if init else 'random weights'}"
-    return Subject(made.eval(), name, pretrained=found[:8], model_hash=found, spec="", budget={"parameters": made.sizes()["total"]})
-
-
-def state_hash(student: Student) -> str:
-    """SHA-256 over names and values of all weights, for models that were not read from a file of ours."""
-    digest = hashlib.sha256()
-    for name, value in sorted(student.stock_state().items()):
-        digest.update(name.encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def model_hash(student: Student, weights: str = "") -> str:
-    """SHA-256 over all that decides what a model says: weights (`weights`: their hash, where it is known), config and tokenizer files.
-
-    The same weights with other heads, another activation or other preprocessing are another model. Folders are named by their last
-    part, so that the hash of a model is the same wherever it lies.
-    """
-    config = copy.deepcopy({key: student.config.get(key) for key in ("model_cfg", "preprocess_cfg", "pruned")})
-    text = config["model_cfg"]["text_cfg"]
-    for key in ("hf_model_name", "hf_tokenizer_name"):
-        if text.get(key):
-            text[key] = Path(text[key]).name
-    digest = hashlib.sha256((weights or state_hash(student)).encode())
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name in TEXT_FILES if student.text_folder is not None else ():
-        path = student.text_folder / name
-        if path.is_file():
-            digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-    return digest.hexdigest()
+    size = {"parameters": made.sizes()["total"]}
+    return Subject(made.eval(), name, pretrained=found[:8], model_hash=found, spec="", budget=size, runtime=runtime)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipling.assess import seen_in_training
+from clipling.engine.runtime import Runtime
 from clipling.errors import UserError, near
 from clipling.evals.results import CLASSIFICATION, RETRIEVAL, Result, read_results
 from clipling.evals.suite import judge
@@ -43,35 +44,51 @@ def plan_of(suite: str, specs: Sequence[DatasetSpec]) -> Plan:
 
 
 def run_suite(
-    model: str, plan: Plan, out: Path, *, beside: Beside | None = None, pictures: bool = True, say: Callable[[str], Any] = lambda line: None
+    model: str,
+    plan: Plan,
+    out: Path,
+    *,
+    beside: Beside | None = None,
+    pictures: bool = True,
+    say: Callable[[str], Any] = lambda line: None,
+    runtime: Runtime | None = None,
 ) -> dict[str, Any]:
     """Measures `model` by `plan`, with what stands beside it, and writes `out/report.html`.
 
     Results that are there already, of the same weights, data and settings, are kept. Returns the table, what was skipped and why,
     and the verdict, JSON-able.
     """
-    beside = beside or Beside()
+    beside, runtime = beside or Beside(), runtime or Runtime()
     opened: dict[str, Dataset] = {}
-    main = subject_of(model)
+    main = subject_of(model, runtime=runtime)
     made = run_plan(main, plan, out, opened=opened, warnings=lambda d: seen_in_training(model, d.source), say=say)
     outcomes = {"model": made}
     if beside.untrained:
-        start = start_of(model, main.student)
+        start = start_of(model, main.student, runtime)
         if start.model_hash != main.model_hash:
             outcomes["untrained"] = _beside(start, plan, out, opened, "untrained", say, start_of=main.model_hash)
-    for number, other in enumerate(map(subject_of, beside.ready) if beside.ready is not None else _ready(say)):
+    for number, other in enumerate(_named(beside.ready, runtime) if beside.ready is not None else _ready(say, runtime)):
         outcomes[f"ready {number}"] = _beside(other, plan, out, opened, "ready", say)
+    if not runtime.first:
+        runtime.wait()
+        return _as_json(main, made, outcomes, plan)
     written = report([out], out / "report.html", pictures=pictures, first=_identity(made.results[0]))
+    runtime.wait()
     return {**written, **_as_json(main, made, outcomes, plan)}
 
 
-def _ready(say: Callable[[str], Any]) -> Iterator[Subject]:
+def _named(specs: Sequence[str], runtime: Runtime) -> Iterator[Subject]:
+    for spec in specs:
+        yield subject_of(spec, runtime=runtime)
+
+
+def _ready(say: Callable[[str], Any], runtime: Runtime) -> Iterator[Subject]:
     """The first ready-made model of the hub's cache that can be opened; nobody asked for it, so one that cannot costs nothing."""
     from clipling.models.ready import cached
 
     for name, spec in cached().items():
         try:
-            yield subject_of(spec, None if "@" in spec else Path(name).name)
+            yield subject_of(spec, None if "@" in spec else Path(name).name, runtime)
             return
         except UserError as error:
             say(f"{name} lies in the hub's cache and cannot be measured beside the model: {error}")

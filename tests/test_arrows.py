@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipling"
 ORDER = [
     "errors",
     "store",
+    "processes",
     "environment",
     "data",
     "models",

@@ -8,14 +8,28 @@ of student and terms is in one list, so a head cannot be forgotten, and gradient
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
+
+from clipling.errors import UserError
+from clipling.processes import rank_and_world
+
+LONGEST_WAIT = datetime.timedelta(hours=24)
+"""For what the first process does alone (an evaluation, files in the cache). Any other collective has torch's limit of half an hour."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM to one of several processes: a launcher sends it to the others when one has died."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +92,20 @@ class Runtime:
                 dist.broadcast(tensor.data, 0)
 
     def wait(self) -> None:
-        """Until every process is here."""
-        if self.world > 1:
+        """Until every process is here: up to `LONGEST_WAIT`, and not at all when one has died (its connections close)."""
+        if self.world > 1 and dist.get_backend() == "gloo":
+            dist.monitored_barrier(timeout=LONGEST_WAIT)
+        elif self.world > 1:
             dist.barrier()
+
+    @contextlib.contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """The first process does it before the others do: what it leaves in the cache, they find."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
 
     def autocast(self, kind: str) -> contextlib.AbstractContextManager:
         if kind == "bf16":
@@ -90,9 +115,13 @@ class Runtime:
 
 @contextlib.contextmanager
 def start() -> Iterator[Runtime]:
-    """Joins the process group that the launcher describes, if there is one, and leaves it at the end."""
+    """Joins the process group that the launcher describes, if there is one, and leaves it at the end.
+
+    Raises UserError in the processes that are left when one is lost: at the next collective, as its connections are closed; when its
+    machine is gone without closing them, after the limits at the top. Raises Terminated for SIGTERM.
+    """
     cuda = torch.cuda.is_available()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = rank_and_world()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if world == 1 or dist.is_initialized():
         rank = dist.get_rank() if dist.is_initialized() else 0
@@ -102,6 +131,40 @@ def start() -> Iterator[Runtime]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield Runtime(dist.get_rank(), world, device)
+        with _terminable():
+            yield Runtime(rank, world, device)
+    except RuntimeError as error:
+        if not _of_lost_process(error):
+            raise
+        raise UserError(
+            f"process {rank + 1} of {world} stops, because another one is lost (its own message, if it had one, is above; "
+            "a process without one was killed, often for want of memory). "
+            "What is finished is kept: run the same command again (train and finetune with --resume)."
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _of_lost_process(error: RuntimeError) -> bool:
+    """Whether a collective failed. gloo has no type of its own for that: its message begins with the place in its sources."""
+    return isinstance(error, dist.DistError) or "third_party/gloo" in str(error) or "monitoredBarrier" in str(error)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends this process by an exception, so that it can say why; the training loop has a handler of its own inside of this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Terminated(
+            "This process was told to end: the launcher does that when another one died, or the job was cancelled. "
+            "What is finished is kept: run the same command again (train and finetune with --resume)."
+        )
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

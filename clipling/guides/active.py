@@ -64,7 +64,7 @@ class _Searched:
         self.usable = np.zeros(len(bank), dtype=bool)
         self.usable[rows] = bank.valid[rows]
         columns = np.flatnonzero(self.usable)
-        self.search = ExactSearch(bank.image[columns], columns, links, device)
+        self.search = ExactSearch(bank.image[columns].astype(np.float32), columns, links, device)
         self.bank, self.k = bank, k
 
     def __call__(self, features: np.ndarray, pair: np.ndarray) -> np.ndarray:

@@ -1,61 +1,144 @@
-"""Nearest neighbours above the size at which comparing all with all is sensible: an inverted file of faiss."""
+"""Nearest neighbours above the size at which comparing all with all is sensible: an inverted file whose cells faiss learns.
+
+An inverted file (Sivic and Zisserman 2003) compares a query with the rows of the nearest cells only. All rows are queries here, so a whole
+cell of queries is compared at once with the rows of the cells around it, by matrix products; asked one by one, as an index of faiss
+does, every query would read all those rows from memory again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from clipling.errors import missing_extra
-from clipling.guides.search import EXTRA, Excluded, check_unit, rank_pairs
+from clipling.guides.candidates import candidates, tile
+from clipling.guides.search import TILE, ExactSearch, Excluded, check_unit, margin, most_of_one, rank_pairs
+from clipling.guides.table import save_arrays
 
-PROBE_SHARE = 32  # one cell in this many is looked through, at least LEAST_PROBES
-LEAST_PROBES = 16
 LEAST_ROWS = 40  # rows a cell: k-means wants no fewer
-TRAIN_ROWS = 64  # rows a cell from which the cells are learned
-MOST_EXCLUDED = 1000
+TRAIN_ROWS = 40  # rows a cell from which the cells are learned
+ROUNDS = 10  # of k-means
+AIM = 0.96  # share of true neighbours that the cells looked through should hold, on a sample
+LEAST_PROBES, MOST_SHARE = 8, 4  # cells looked through: at least so many, at most one in so many
+PROBE_SAMPLE = 500
 
 
-class FaissSearch:
-    """Cells around k-means centres; a query is compared with the rows of the nearest cells only (Sivic and Zisserman 2003).
+@dataclass(frozen=True)
+class Cells:
+    """cell int32 [C]: the cell of each column. near int32 [cells, probes]: the cells looked through for queries of a cell, nearest
+    first."""
 
-    What it finds is ranked as by `ExactSearch`, so only the choice of candidates is approximate. Arguments as there.
+    cell: np.ndarray
+    near: np.ndarray
+    version: str
+
+    @property
+    def method(self) -> str:
+        return f"faiss {self.version}: {len(self.near)} cells, {self.near.shape[1]} looked through"
+
+
+def learn_cells(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]], k: int, path: Path | None = None) -> Cells:
+    """Cells of unit rows [C, d], kept at `path` so that several processes have the same.
+
+    As many cells are looked through as hold `AIM` of the k true neighbours of a sample of queries, within bounds.
+    Memory: 40 rows a cell in fp32, of about 4 sqrt(C) cells.
+    """
+    faiss = _faiss()
+    try:
+        with np.load(path, allow_pickle=False) as file:  # type: ignore[arg-type]
+            kept = Cells(file["cell"], file["near"], faiss.__version__)
+        if kept.cell.shape == (len(columns),):
+            return kept
+    except Exception:  # absent, or damaged in one of many ways: it is made again
+        pass
+    check_unit(columns)
+    cells = max(1, min(int(4 * np.sqrt(len(columns))), len(columns) // LEAST_ROWS))
+    centres = _centres(faiss, columns, cells)
+    cell = np.concatenate([(part @ centres.T).argmax(dim=1).numpy() for part in _tiles(columns)]).astype(np.int32)
+    most = min(cells, max(LEAST_PROBES, cells // MOST_SHARE))
+    near = (centres @ centres.T).fill_diagonal_(torch.inf).topk(most, dim=1).indices.numpy().astype(np.int32)
+    made = Cells(cell, near[:, : _probes(columns, owner, links, k, cell, near)], faiss.__version__)
+    if path is not None:
+        save_arrays(path, cell=made.cell, near=made.near)
+    return made
+
+
+def _centres(faiss: Any, columns: np.ndarray, cells: int) -> torch.Tensor:
+    """fp32 [cells, d] unit rows."""
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    sample = np.sort(np.random.default_rng(0).permutation(len(columns))[: cells * TRAIN_ROWS])
+    learned = faiss.Kmeans(columns.shape[1], cells, niter=ROUNDS, spherical=True, seed=0, max_points_per_centroid=TRAIN_ROWS)
+    learned.train(np.ascontiguousarray(columns[sample], dtype=np.float32))
+    return torch.from_numpy(np.array(learned.centroids).reshape(cells, -1))
+
+
+def _tiles(columns: np.ndarray) -> Iterator[torch.Tensor]:
+    for start in range(0, len(columns), TILE):
+        yield tile(columns[start : start + TILE])
+
+
+def _probes(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]], k: int, cell: np.ndarray, near: np.ndarray) -> int:
+    """How many of the nearest cells hold `AIM` of the true neighbours of a sample of queries."""
+    sample = np.random.default_rng(1).permutation(len(columns))[:PROBE_SAMPLE]
+    true, _ = ExactSearch(columns, owner, links).of_columns(sample, k)
+    places = []
+    for query, pairs in zip(sample.tolist(), true):
+        place = np.full(len(near), near.shape[1])
+        place[near[cell[query]]] = np.arange(near.shape[1])
+        for pair in pairs[pairs >= 0].tolist():
+            places.append(place[cell[slice(*np.searchsorted(owner, [pair, pair + 1]))]].min())
+    wanted = int(np.quantile(places, AIM, method="higher")) + 1 if places else 1
+    return min(near.shape[1], max(LEAST_PROBES, wanted))
+
+
+class CellSearch:
+    """Compares queries with the rows of the cells nearest to their own cell's centre.
+
+    What it finds is ranked as by `ExactSearch`, so only the choice of cells is approximate. columns, owner, links: as there.
     """
 
-    def __init__(self, columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]]) -> None:
-        try:
-            import faiss
-        except ImportError as error:
-            raise missing_extra("faiss (approximate neighbours; method='exact' needs none)", "faiss") from error
-        check_unit(columns)
-        self.columns = columns
+    def __init__(self, columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]], cells: Cells) -> None:
+        self.columns, self.cells = columns, cells
         self.owner = np.asarray(owner, dtype=np.int64)
         self.excluded = Excluded.of(self.owner, links)
-        self.spare = min(self.excluded.most, MOST_EXCLUDED)
-        self.per_pair = int(np.unique(self.owner, return_counts=True)[1].max(initial=1))
-        cells = max(1, min(int(4 * np.sqrt(len(columns))), len(columns) // LEAST_ROWS))
-        self.index = faiss.IndexIVFFlat(faiss.IndexFlatIP(columns.shape[1]), columns.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
-        self.index.cp.max_points_per_centroid = TRAIN_ROWS
-        sample = np.random.default_rng(0).permutation(len(columns))[: cells * TRAIN_ROWS]
-        self.index.train(np.ascontiguousarray(columns[np.sort(sample)], dtype=np.float32))
-        for start in range(0, len(columns), 65_536):
-            self.index.add(np.ascontiguousarray(columns[start : start + 65_536], dtype=np.float32))
-        self.index.nprobe = min(cells, max(LEAST_PROBES, cells // PROBE_SHARE))
-        self.method = f"faiss {faiss.__version__}: {cells} cells, {self.index.nprobe} probed"
+        self.per_pair, self.margin, self.method = most_of_one(self.owner), margin(columns.shape[1]), cells.method
+        self.by_cell = np.argsort(cells.cell, kind="stable")
+        self.first = np.searchsorted(cells.cell[self.by_cell], np.arange(len(cells.near) + 1))
 
-    def top(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Search.top`."""
-        ids = np.full((len(queries), count), -1, dtype=np.int64)
-        sims = np.full((len(queries), count), -np.inf)
-        most = min((count - 1) * self.per_pair + 1 + EXTRA + self.spare, len(self.columns))
-        _, found = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), most)
-        barred = np.unique(np.stack(self.excluded.columns(pairs)), axis=1)
-        rows, slots = np.nonzero(found >= 0)
-        columns = found[rows, slots]
-        width = len(self.columns)
-        allowed = ~np.isin(rows * width + columns, barred[0] * width + barred[1])
-        rank_pairs(queries, rows[allowed], self.columns, columns[allowed], self.owner, ids, sims)
+    def of_columns(self, numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Search.of_columns`. Quick where numbers of one cell come together."""
+        ids = np.full((len(numbers), count), -1, dtype=np.int64)
+        sims = np.full((len(numbers), count), -np.inf)
+        cell = self.cells.cell[numbers]
+        for c in np.unique(cell).tolist():
+            here = np.flatnonzero(cell == c)
+            queries = np.asarray(self.columns[numbers[here]])
+            rows, columns = self._candidates(queries, self.owner[numbers[here]], self._columns_near(c), count)
+            some, near = np.full((len(here), count), -1, dtype=np.int64), np.full((len(here), count), -np.inf)
+            rank_pairs(queries, rows, self.columns, columns, self.owner, some, near)
+            ids[here], sims[here] = some, near
         return ids, sims
+
+    def _columns_near(self, cell: int) -> np.ndarray:
+        """The columns of the cells that are looked through, ascending."""
+        return np.sort(np.concatenate([self.by_cell[self.first[c] : self.first[c + 1]] for c in self.cells.near[cell].tolist()]))
+
+    def _candidates(self, queries: np.ndarray, pairs: np.ndarray, members: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        def tiles() -> Iterator[torch.Tensor]:
+            for start in range(0, len(members), TILE):
+                yield tile(self.columns[members[start : start + TILE]])
+
+        rows, barred = self.excluded.columns(pairs)
+        place = np.minimum(np.searchsorted(members, barred), len(members) - 1)
+        there = members[place] == barred
+        need = min((count - 1) * self.per_pair + 1, len(members))
+        rows, found = candidates(queries, tiles, (rows[there], place[there]), need, self.margin)
+        return rows, members[found]
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:
@@ -63,3 +146,11 @@ def recall(found: np.ndarray, true: np.ndarray) -> float:
     there = true >= 0
     hit = (true[:, :, None] == found[:, None, :]).any(axis=2)
     return float((hit & there).sum() / max(1, there.sum()))
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise missing_extra("faiss (approximate neighbours; method='exact' needs none)", "faiss") from error
+    return faiss

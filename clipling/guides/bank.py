@@ -16,8 +16,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from clipling.data.views import Augment
 from clipling.errors import UserError
 from clipling.guides.encoders import ImageEncoder, TextEncoder, device_text, open_image_encoder, open_text_encoder
 from clipling.guides.features import Block, Features
+from clipling.guides.known import Known
 from clipling.guides.progress import Progress, silent
 from clipling.guides.rows import reading, save_array, write_parts
 from clipling.guides.stored import (
@@ -43,13 +43,13 @@ from clipling.guides.stored import (
     shard_name,
     write_pairs_file,
 )
+from clipling.processes import Watch
 from clipling.store import atomic_produce, cache_dir, write_json
 
 __all__ = ["Bank", "BankRows", "bank_for", "build_bank"]
 
 SHARD_ROWS = 65_536
 TEXT_BLOCKS = 16  # a block of captions is this many times a block of pictures
-WAIT = 0.1
 
 
 def bank_for(
@@ -98,6 +98,7 @@ def build_bank(
     augment: Augment | None = None,
     seed: int = 0,
     block: int = 256,
+    update: Path | str | None = None,
     progress: Progress | None = None,
     rank: int = 0,
     world: int = 1,
@@ -107,10 +108,11 @@ def build_bank(
     image_size: pixels at which the image encoder sees pictures (None: its own size).
     views: crops of every picture whose features are kept too, those that `crops_of_view(augment, seed, 0 ... views - 1)`
         gives for pair numbers of `pairs`: what the student sees when `augment.views == views`.
+    update: an older bank of the same encoders: pairs that it has, unchanged, keep their features bit for bit, and are not encoded again.
     block: pictures in one file while building; what is lost at most when the build is killed.
-    rank, world: this process's share when several build one bank.
+    rank, world: this process's share when several build one bank; they wait for each other by a `processes.Watch`.
     Pictures that cannot be decoded get rows of zeros and `valid` False.
-    Raises UserError when the folder holds something else, or a bank of other pairs or settings.
+    Raises UserError when the folder holds something else, or a bank of other pairs or settings, and when another process is lost.
     """
     if isinstance(image_encoder, str):
         image_encoder = open_image_encoder(image_encoder, image_size)
@@ -122,7 +124,11 @@ def build_bank(
         raise ValueError("views and augment go together: crops of which augmentation, and how many")
     if not len(pairs) or not len(pairs.captions):
         raise UserError(f"{pairs.name} has {len(pairs)} pictures and {len(pairs.captions)} captions; a bank needs some of both")
-    features = Features(pairs, image_encoder, text_encoder, views, augment, seed)
+    if update is not None and views:
+        raise UserError("a bank with crops cannot be brought up to date: build it anew")
+    described = {"image": _described_image(image_encoder), "text": _described(text_encoder)}
+    known = None if update is None else Known.of(Bank.open(update), pairs, described)
+    features = Features(pairs, image_encoder, text_encoder, views, augment, seed, known)
     return _Build(features, Path(out), block, progress or silent).run(rank, world)
 
 
@@ -136,16 +142,21 @@ class _Build:
     def run(self, rank: int, world: int) -> Bank:
         plan = self.plan()
         if self._claim(plan):
-            blocks = self.blocks()
-            self._encode([b for number, b in enumerate(blocks) if number % world == rank])
-            if rank == 0:
-                # a second run that builds the same bank may be quicker, and removes the blocks
-                self._wait_for(lambda: (self.out / MANIFEST).is_file() or all(self._done(b) for b in blocks))
-                if not (self.out / MANIFEST).is_file():
-                    self._finish(plan, blocks)
-            else:
-                self._wait_for((self.out / MANIFEST).is_file)
+            with Watch(self.parts, rank, world, "a bank") as watch:
+                self._together(plan, watch)
         return Bank.open(self.out)
+
+    def _together(self, plan: dict[str, Any], watch: Watch) -> None:
+        """Makes this process's blocks; the first process waits for all of them and joins them, the others wait for it."""
+        blocks, finished = self.blocks(), (self.out / MANIFEST).is_file
+        self._encode([b for number, b in enumerate(blocks) if number % watch.world == watch.rank])
+        if watch.rank > 0:
+            watch.until(finished)
+            return
+        # a second run that builds the same bank may be quicker, and removes the blocks
+        watch.until(lambda: finished() or all(self._done(b) for b in blocks))
+        if not finished():
+            self._finish(plan, blocks)
 
     @property
     def pairs(self) -> Pairs:
@@ -160,10 +171,11 @@ class _Build:
             "pairs": len(pairs),
             "captions": len(pairs.captions),
             "pairs_fingerprint": pairs.fingerprint,
-            "image": {**_described(of.image), "preprocess": dict(of.image.preprocess)},
+            "image": _described_image(of.image),
             "text": _described(of.text),
             "views": {"count": of.views, "seed": of.seed, "augment": augment} if of.views else None,
             "block": self.block,
+            "update": of.known.bank.manifest["pairs_fingerprint"] if of.known else None,
             "licences": {of.image.name: of.image.licence, of.text.name: of.text.licence},
         }
 
@@ -227,11 +239,6 @@ class _Build:
         pictures = f"pictures, {self.features.views} crops of each" if kind == "views" else "pictures"
         return f"{pictures} ({image.name} at {image.preprocess['size']} px on {device_text(image.device)})"
 
-    def _wait_for(self, ready: Callable[[], bool]) -> None:
-        """Until other processes have done their share; a launcher that loses one of them ends the others."""
-        while not ready():
-            time.sleep(WAIT)
-
     def _finish(self, plan: dict[str, Any], blocks: Sequence[Block]) -> None:
         """Joins the blocks into shards, then writes the manifest; each step is whole or absent, and may be done again."""
         shards = {kind: self._merge(kind, [b for b in blocks if b.kind == kind]) for kind in ("image", "text", "views")}
@@ -276,6 +283,10 @@ def _present(files: Sequence[Path]) -> np.ndarray:
 
 def _described(encoder: ImageEncoder | TextEncoder) -> dict[str, Any]:
     return {"encoder": encoder.name, "dim": encoder.dim, "weights": encoder.weights, "licence": encoder.licence}
+
+
+def _described_image(encoder: ImageEncoder) -> dict[str, Any]:
+    return {**_described(encoder), "preprocess": dict(encoder.preprocess)}
 
 
 def _with_content(image_encoder: str) -> str:

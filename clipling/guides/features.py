@@ -13,6 +13,7 @@ from clipling.data.images import ImageError
 from clipling.data.pairs import Pairs
 from clipling.data.views import Augment, crops_of_view, eval_pixels, render
 from clipling.guides.encoders import ImageEncoder, TextEncoder
+from clipling.guides.known import Known
 
 BATCH = 32  # pictures in one forward pass
 DECODERS = 2
@@ -33,7 +34,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Features:
-    """fp16 unit rows of blocks. A block's rows depend on nothing but the block."""
+    """fp16 unit rows of blocks. A block's rows depend on nothing but the block, and on what is known from an older bank."""
 
     pairs: Pairs
     image: ImageEncoder
@@ -41,6 +42,7 @@ class Features:
     views: int = 0
     augment: Augment | None = None
     seed: int = 0
+    known: Known | None = None
 
     def of(self, kind: str, blocks: Sequence[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """The blocks of one kind, each with its rows: [n, d], or [n * views, d] for views."""
@@ -48,7 +50,14 @@ class Features:
 
     def _texts(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         for block in blocks:
-            yield block, fp16_rows(self.text.encode(self.pairs.captions[block.start : block.stop]))
+            numbers = np.arange(block.start, block.stop)
+            new = numbers if self.known is None else numbers[self.known.text[numbers] < 0]
+            rows = np.zeros((len(numbers), self.text.dim), dtype=np.float16)
+            if len(new):
+                rows[new - block.start] = fp16_rows(self.text.encode([self.pairs.captions[i] for i in new.tolist()]))
+            if self.known is not None:
+                self.known.fill("text", block.start, rows)
+            yield block, rows
 
     def _pictures(self, blocks: Sequence[Block]) -> Iterator[tuple[Block, np.ndarray]]:
         """The next block is decoded while one is encoded."""
@@ -61,7 +70,10 @@ class Features:
                     following = block, [pool.submit(make, i) for i in range(block.start, block.stop)]
                 if coming is not None:
                     decoding, pictures = coming
-                    yield decoding, self._encoded([p.result() for p in pictures], self.views if decoding.kind == "views" else 1)
+                    rows = self._encoded([p.result() for p in pictures], self.views if decoding.kind == "views" else 1)
+                    if self.known is not None:
+                        self.known.fill("image", decoding.start, rows)
+                    yield decoding, rows
                 coming = following
 
     def _encoded(self, pictures: Sequence[np.ndarray | None], each: int) -> np.ndarray:
@@ -75,7 +87,9 @@ class Features:
         return rows.reshape(len(pictures) * each, -1)
 
     def _whole(self, i: int) -> np.ndarray | None:
-        """uint8 [1, s, s, 3], or None when the picture cannot be decoded."""
+        """uint8 [1, s, s, 3], or None when the picture cannot be decoded, or need not be."""
+        if self.known is not None and self.known.image[i] >= 0:
+            return None
         try:
             return eval_pixels(self.pairs.image(i), self.image.preprocess)[None]
         except ImageError:

@@ -6,7 +6,7 @@ arXiv 2412.03871); our reading, see `objectives/ping.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from clipling.data import draw
 from clipling.data.pairs import Pairs
 from clipling.errors import UserError
 from clipling.guides.control import random_tables
-from clipling.guides.neighbours import Table, build_table
+from clipling.guides.neighbours import Base, Table, build_table
 from clipling.guides.progress import Progress
 from clipling.guides.stored import BankRows, caption_rows
 from clipling.objectives.term import Neighbours
@@ -200,13 +200,15 @@ def open_tables(
     k: int,
     cap: int | None = None,
     query: Literal["mean", "caption"] = "mean",
+    method: Literal["auto", "exact"] = "auto",
+    base: Mapping[str, Base] | None = None,
     progress: Progress | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> dict[str, Table]:
     """The tables of the `image` and the `text` space over the training pairs `rows`, kept in `folder`.
 
-    query: text neighbours of the pair's mean caption, or of each caption on its own.
+    query: text neighbours of the pair's mean caption, or of each caption on its own. base: older tables, as for `build_table`.
     """
     by_caption = query == "caption"
     owner = np.repeat(np.arange(len(bank)), np.diff(bank.offsets)) if by_caption else None
@@ -222,6 +224,8 @@ def open_tables(
             owner=owner if space == "text" else None,
             folder=folder,
             space=space,
+            method=method,
+            base=None if base is None else base[space],
             progress=progress,
             rank=rank,
             world=world,

@@ -15,6 +15,7 @@ from clipling.guides.encoders import chosen_device, open_image_encoder
 from clipling.guides.guidance import SPACES, BankGuide, Caption, Control, open_tables
 from clipling.guides.progress import Progress
 from clipling.guides.stored import Bank
+from clipling.guides.tables import centred
 
 # Held a little larger than the encoder sees them, so that a crop of half the area is not blown up.
 PIXELS_MARGIN = 1.25
@@ -54,10 +55,9 @@ def open_guide(
         raise ValueError("an active guide needs the augmentation of the training")
     if active == "views":
         check_views(joined, augment, seed)
-    joined = joined.centred(rows) if centre else joined
-    made = open_tables(
-        joined, pairs, rows, tables or folder / "tables", k=k, cap=cap, query=query, progress=progress, rank=rank, world=world
-    )
+    kept = Path(tables or folder / "tables")
+    joined = centred(joined, rows, kept) if centre else joined
+    made = open_tables(joined, pairs, rows, kept, k=k, cap=cap, query=query, progress=progress, rank=rank, world=world)
     options = {"caption": caption, "control": control, "seed": seed, "spaces": spaces, "links": pairs.links()}
     if active == "none":
         joined.warm()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,9 +9,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
-EXTRA = 16  # candidates beyond those that are needed
+from clipling.guides.candidates import candidates, tile
+
 DOTS_AT_ONCE = 256
-SCORE_BYTES = 2**28  # of similarities held at a time
+QUERIES = 2048  # for which a tile of columns is read once
+TILE = 4096  # columns
 NORM_SLACK = 0.01  # rows are unit rows up to rounding
 
 
@@ -56,13 +57,13 @@ class Excluded:
 
 
 class Search(Protocol):
-    """Finds the nearest allowed pairs of queries."""
+    """Finds the nearest allowed pairs of its own columns."""
 
     method: str
 
-    def top(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Queries [B, d] of the given pairs int64 [B] -> pair numbers int64 [B, count] and similarities float64, nearest
-        first, filled up with -1 and -inf where there are fewer."""
+    def of_columns(self, numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """For the columns of the numbers int64 [B]: pair numbers int64 [B, count] and similarities float64, nearest first, filled up
+        with -1 and -inf where there are fewer."""
         ...
 
 
@@ -73,57 +74,43 @@ class ExactSearch:
     (-similarity, pair): neither depends on the size of a block, the number of threads or the device. The matrix product in fp32
     only chooses candidates; it is off by at most `margin`, so every column that could be among the nearest is ranked.
 
-    columns [C, d]: unit rows (fp16, fp32 or fp64). owner int64 [C], ascending: the pair of each column.
-    Memory: the columns in fp32, and `SCORE_BYTES` of similarities.
+    columns [C, d]: unit rows (fp16, fp32 or fp64), in memory or memory-mapped: they are read a tile at a time, once for `QUERIES` queries.
+    owner int64 [C], ascending: the pair of each column.
+    Memory: the tile in fp32 and its similarities to some queries (`SCORE_BYTES`); on a GPU the columns in fp32 as well.
     """
 
     method = "exact"
 
     def __init__(self, columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]], device: str = "cpu") -> None:
         check_unit(columns)
-        self.device = device
+        self.columns, self.device = columns, device
         self.owner = np.asarray(owner, dtype=np.int64)
         self.excluded = Excluded.of(self.owner, links)
-        # fp16 fits into fp32 without loss, so one copy serves both passes
-        self.exact = columns if columns.dtype == np.float64 else np.asarray(columns, dtype=np.float32)
-        self.matrix = torch.from_numpy(np.ascontiguousarray(self.exact, dtype=np.float32)).to(device)
-        self.per_pair = int(np.unique(self.owner, return_counts=True)[1].max(initial=1))
-        # Rounding of inputs, products and sums, each within 2^-24 of what they round (Higham 2002, section 3.1), twice:
-        # one column may be too low and another too high.
-        self.margin = 2 * (columns.shape[1] + 4) * 2.0**-24 * (1 + NORM_SLACK) ** 2
+        self.per_pair = most_of_one(self.owner)
+        self.margin = margin(columns.shape[1])
+        self.resident = None if device == "cpu" else tile(columns).to(device)
 
     def top(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `Search.top`. Two columns of one pair count as one neighbour, the nearer of the two."""
+        """Queries [B, d] of the given pairs int64 [B] -> as `Search.of_columns`.
+
+        Two columns of one pair count as one neighbour, the nearer of the two.
+        """
         ids = np.full((len(queries), count), -1, dtype=np.int64)
         sims = np.full((len(queries), count), -np.inf)
-        at_once = max(1, SCORE_BYTES // (4 * max(1, len(self.owner))))
-        for start in range(0, len(queries), at_once) if len(self.owner) else ():
-            part = slice(start, start + at_once)
-            rows, columns = self._candidates(queries[part], pairs[part], count)
-            rank_pairs(queries[part], rows, self.exact, columns, self.owner, ids[part], sims[part])
+        need = min((count - 1) * self.per_pair + 1, len(self.owner))
+        for start in range(0, len(queries), QUERIES) if len(self.owner) else ():
+            part = slice(start, start + QUERIES)
+            rows, columns = candidates(queries[part], self._tiles, self.excluded.columns(pairs[part]), need, self.margin, self.device)
+            rank_pairs(queries[part], rows, self.columns, columns, self.owner, ids[part], sims[part])
         return ids, sims
 
-    def _candidates(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(query, column) numbers, int64 [m] each: for every query all columns that can be among its `count` nearest pairs."""
-        need = min((count - 1) * self.per_pair + 1, len(self.owner))
-        most = min(need + EXTRA, len(self.owner))
-        with full_precision():
-            scores = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(self.device) @ self.matrix.T
-        rows, columns = (torch.from_numpy(i).to(self.device) for i in self.excluded.columns(pairs))
-        scores[rows, columns] = -torch.inf
-        values, places = scores.topk(most, dim=1)
-        floor = values[:, need - 1] - self.margin
-        taken = (values >= floor[:, None]) & (values > -torch.inf)
-        # Rows whose last candidate is as near as the last one needed may have further ones: they are looked through in full.
-        unsure = taken[:, -1] & (most < len(self.owner))
-        taken[unsure] = False
-        found_rows, slot = taken.nonzero(as_tuple=True)
-        found_columns = places[found_rows, slot]
-        if bool(unsure.any()):
-            numbers = unsure.nonzero().squeeze(1)
-            more, more_columns = ((scores[numbers] >= floor[numbers, None]) & (scores[numbers] > -torch.inf)).nonzero(as_tuple=True)
-            found_rows, found_columns = torch.cat([found_rows, numbers[more]]), torch.cat([found_columns, more_columns])
-        return found_rows.cpu().numpy(), found_columns.cpu().numpy()
+    def of_columns(self, numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """See `Search.of_columns`."""
+        return self.top(np.asarray(self.columns[numbers]), self.owner[numbers], count)
+
+    def _tiles(self) -> Iterator[torch.Tensor]:
+        for start in range(0, len(self.owner), TILE):
+            yield tile(self.columns[start : start + TILE]) if self.resident is None else self.resident[start : start + TILE]
 
 
 def rank_pairs(
@@ -153,11 +140,25 @@ def exact_dots(one: np.ndarray, rows: np.ndarray, other: np.ndarray, columns: np
     dots = np.empty(len(rows))
     for start in range(0, len(rows), DOTS_AT_ONCE):
         part = slice(start, start + DOTS_AT_ONCE)
-        product = one[rows[part]].astype(np.float64)
-        product *= other[columns[part]]
+        # by torch, whose conversion from fp16 is ten times as quick as numpy's
+        product = torch.from_numpy(one[rows[part]]).double().mul_(torch.from_numpy(other[columns[part]]).double()).numpy()
         # numpy sums the rows of a contiguous array pairwise, by a scheme of their length alone; a matrix product would not do
         dots[part] = np.add.reduce(product, axis=1)
     return dots
+
+
+def margin(dim: int) -> float:
+    """How far two inner products of unit rows [dim] may be off in fp32, together.
+
+    Rounding of inputs, products and sums, each within 2^-24 of what they round (Higham 2002, section 3.1), twice: one column may be too
+    low and another too high.
+    """
+    return 2 * (dim + 4) * 2.0**-24 * (1 + NORM_SLACK) ** 2
+
+
+def most_of_one(owner: np.ndarray) -> int:
+    """The largest number of columns of one pair, at least 1."""
+    return int(np.unique(owner, return_counts=True)[1].max(initial=1))
 
 
 def check_unit(rows: np.ndarray) -> None:
@@ -168,14 +169,3 @@ def check_unit(rows: np.ndarray) -> None:
         if len(norms) and not np.abs(norms - 1).max() <= NORM_SLACK:
             row = start + int(np.abs(norms - 1).argmax())
             raise ValueError(f"expected unit rows; row {row} has norm {norms[row - start]:.4f}")
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """fp32 matrix products in fp32, whatever the program has allowed for its training."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)

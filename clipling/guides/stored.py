@@ -70,9 +70,12 @@ class BankRows:
         """
         rows = np.asarray(rows, dtype=np.int64)
         rows = rows[self.valid[rows]]
-        mean = self.image.mean(rows)
-        image, text = self.image.less(mean), self.text.less(self.text.mean(caption_rows(self.offsets, rows)))
-        return replace(self, image=image, text=text, views=None if self.views is None else self.views.less(mean))
+        return self.less(self.image.mean(rows), self.text.mean(caption_rows(self.offsets, rows)))
+
+    def less(self, image: np.ndarray, text: np.ndarray) -> BankRows:
+        """The same rows less these means, [d_I] and [d_T], made unit again."""
+        views = None if self.views is None else self.views.less(image)
+        return replace(self, image=self.image.less(image), text=self.text.less(text), views=views)
 
     def warm(self) -> None:
         """Reads the features once, so that look-ups come from memory."""

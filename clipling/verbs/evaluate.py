@@ -78,8 +78,10 @@ def evaluate(
     if ignored:
         raise UserError(f"{' and '.join(ignored)} would be ignored without --suite. Add --suite quick, or leave it out.")
     from clipling.assess import assess
+    from clipling.engine.runtime import start
 
-    return assess(model, data, task, classes=classes, templates=templates, columns=columns, out=out)
+    with start() as runtime:
+        return assess(model, data, task, classes=classes, templates=templates, columns=columns, out=out, runtime=runtime)
 
 
 def _suite(
@@ -92,6 +94,7 @@ def _suite(
     untrained: bool,
     pictures: bool,
 ) -> dict[str, Any]:
+    from clipling.engine.runtime import start
     from clipling.evals.suite.plan import DatasetSpec
     from clipling.suites import Beside, plan_of, run_suite
 
@@ -103,5 +106,6 @@ def _suite(
             f"{', '.join('--' + key.replace('_', '-') for key in plain)} would be ignored without --data: write it into {suite}"
         )
     plan = plan_of(suite, [DatasetSpec(data=data, **plain)] if data is not None else [])
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731 - a name for one expression
-    return run_suite(model, plan, out, beside=Beside(untrained, ready), pictures=pictures, say=say)
+    with start() as runtime:
+        say = lambda line: print(line, file=sys.stderr, flush=True) if runtime.first else None  # noqa: E731 - a name for one expression
+        return run_suite(model, plan, out, beside=Beside(untrained, ready), pictures=pictures, say=say, runtime=runtime)

@@ -1,4 +1,4 @@
-"""Two gloo processes train like one: same loss at every step, same weights to rounding (a student without batch statistics)."""
+"""Gloo processes train like one: same loss at every step, same weights to rounding (a student without batch statistics)."""
 
 from __future__ import annotations
 
@@ -58,3 +58,18 @@ def test_two_processes_equal_one(recipe, tmp_path):
     a, b = (open_student(str(tmp_path / name)).state_dict() for name in ("one", "two"))
     for name in a:
         torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_one_two_and_four_processes_agree_over_50_steps(tmp_path):
+    """About 60 s."""
+    toy_folder(tmp_path / "toy", count=330)
+    toy_folder(tmp_path / "val", count=30, seed=1)
+    for world in (1, 2, 4):
+        clipling(tmp_path, "clip", str(world), world, *TINY, "stages.0.epochs=5", "evaluation.every=5")
+    one, two, four = (losses(tmp_path / str(world)) for world in (1, 2, 4))
+    assert len(one) == 50
+    assert one[-1] < 0.9 * one[0]
+    assert two == pytest.approx(one, rel=1e-5)
+    assert four == pytest.approx(one, rel=1e-5)

@@ -11,7 +11,8 @@ import pytest
 
 from clipling.data.views import Augment
 from clipling.guides.bank import build_bank
-from clipling.guides.neighbours import _Job, build_table
+from clipling.guides.job import Job
+from clipling.guides.neighbours import build_table
 from tests.faults.killing import kill_until_done, run_in_child
 from tests.guides.making import ToyImages, ToyTexts, files_of, source
 from tests.guides.test_neighbours import awkward
@@ -40,17 +41,17 @@ def test_a_killed_bank(tmp_path, pairs):
 def table(folder, pause=0.0, block=16):
     features, rows, links, valid = awkward(300, 16)
 
-    plain = _Job.one_block
+    plain = Job.one_block
 
     def slowly(self, start):
         time.sleep(pause)
         return plain(self, start)
 
-    _Job.one_block = slowly
+    Job.one_block = slowly
     try:
         return build_table(features, rows, links, valid, 4, block=block, cap=8, folder=folder)
     finally:
-        _Job.one_block = plain
+        Job.one_block = plain
 
 
 def test_a_killed_table(tmp_path):

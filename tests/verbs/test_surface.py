@@ -28,7 +28,8 @@ SURFACE = {
     "embed": f"model source out {COLUMNS} threads json",
     "search index": "model images out threads overwrite json",
     "search serve": "index host port threads name",
-    "bank": f"source out image_encoder text_encoder image_size {COLUMNS} group threads json",
+    "bank": f"source out image_encoder text_encoder image_size update {COLUMNS} group threads json",
+    "neighbours": f"bank data val k max_in_degree query centre method update {COLUMNS} group threads json",
     "check": "file json",
     "show": "what name json",
 }

@@ -57,6 +57,8 @@ def run_plan(
 ) -> Outcome:
     """Measures `subject` by `plan`; results go to `out`, per-item values to `out/items`.
 
+    With several processes (`subject.runtime`) all call this; features are shared out, and the first process writes the results.
+
     opened: datasets that are open already, and will be added to: several models share them. warnings: what weakens results on a
     dataset. tasks: only these. start_of: the hash of the model whose untrained start `subject` is. Raises UserError at the first
     evaluator that cannot go on; what was finished stays.
@@ -64,7 +66,8 @@ def run_plan(
     made, opened = Outcome(), {} if opened is None else opened
     for name, spec in plan.datasets.items():
         if name not in opened:
-            opened[name] = spec.open(name)
+            with subject.runtime.first_before_others():
+                opened[name] = spec.open(name)
             remember(opened[name], spec)
         dataset = opened[name]
         warned = [*(warnings(dataset) if warnings else []), *weaknesses(dataset)]
@@ -110,10 +113,15 @@ def _one(
     )
     found_here = environment()
     result.made = {"inputs": inputs(dataset, evaluation), "machine": found_here["machine"]}
-    path = out / result.filename()
+    path, runtime = out / result.filename(), subject.runtime
     known = _existing(path, result)
-    if known is not None:
-        return _updated(known, result, start_of, out), True
+    if runtime.any(runtime.first and known is not None):  # what the first process sees: all must go the same way
+        return _updated(known or result, result, start_of, out if runtime.first else None), True
+    if not runtime.first:  # helps with the features; the first process measures and writes
+        if evaluation.task not in MEASURED_HERE:
+            evaluation(subject, dataset)
+        runtime.wait()
+        return result, False
     say(f"{subject.name}: {evaluation.task} on {dataset.name}")
     began = time.perf_counter()
     found = evaluation(subject, dataset)
@@ -127,17 +135,19 @@ def _one(
     }
     save_items(out / ITEMS / f"{path.stem}.npz", found)
     write_result(result, out)
+    runtime.wait()
     return result, False
 
 
-def _updated(known: Result, wanted: Result, start_of: str, out: Path) -> Result:
-    """A result that is kept, with what may change without a new measurement: warnings, and whose start its model is."""
+def _updated(known: Result, wanted: Result, start_of: str, out: Path | None) -> Result:
+    """A result that is kept, with what may change without a new measurement: warnings, and whose start its model is. out: where it is
+    written again."""
     before = known.content()
     owners = list(known.made.get("start_of", []))
     known.warnings, known.budget, known.spec, known.family = wanted.warnings, wanted.budget, wanted.spec, wanted.family
     if start_of and start_of not in owners:
         known.made = {**known.made, "start_of": [*owners, start_of]}
-    if known.content() != before:
+    if out is not None and known.content() != before:
         write_result(known, out)
     return known
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from clipling.data.pixels import Pixels
 from clipling.data.views import eval_pixels
+from clipling.engine.runtime import Runtime
 from clipling.errors import UserError
 from clipling.evals.suite.dataset import Dataset
 from clipling.evals.zeroshot import class_features
@@ -37,7 +38,9 @@ class Change(Protocol):
 class Subject:
     """A student with names for results and features cached by (model, preprocessing, pictures or texts, change).
 
-    model_hash: of weights, config and tokenizer (subjects.model_hash); "" for a model whose features are not to be cached.
+    model_hash: of weights, config and tokenizer (identity.model_hash); "" for a model whose features are not to be cached.
+    runtime: of several processes each makes its share of the blocks of features, and all read all of them from the cache; so all must
+        ask for the same features in the same order. Features that are not cached, every process makes itself.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class Subject:
         budget: dict[str, float] | None = None,
         batch: int = 128,
         cache: Path | None = None,
+        runtime: Runtime | None = None,
         progress: Callable[[str, int, int], Any] | None = None,
     ) -> None:
         self.student, self.name, self.pretrained, self.model_hash, self.spec = student, name, pretrained, model_hash, spec
         self.budget = dict(budget or {})
         self.batch = batch
         self.cache = (cache or cache_dir()) / "features"
+        self.runtime = runtime or Runtime()
         self.progress = progress or (lambda what, done, count: None)
 
     @property
@@ -110,7 +115,9 @@ class Subject:
 
             def of_source(part: slice) -> np.ndarray:
                 if not opened:
-                    opened.append(Pixels.open(dataset.source, student.image_size, dict(student.preprocess_cfg)))
+                    # Of several processes each decodes its own rows only, and keeps no pixels.
+                    limit = {} if self.runtime.world == 1 else {"limit_bytes": 0}
+                    opened.append(Pixels.open(dataset.source, student.image_size, dict(student.preprocess_cfg), **limit))
                 return student.encode_images_in_batches(_Some(opened[0], rows[part]), self.batch)
 
             return of_source
@@ -135,21 +142,29 @@ class Subject:
             data = text.encode("utf-8", "surrogatepass")
             digest.update(len(data).to_bytes(8, "little") + data)
         folder = self.cache / digest.hexdigest()
-        blocks = []
-        for start in range(0, count, BLOCK):
-            part = slice(start, min(start + BLOCK, count))
-            path = folder / f"{start // BLOCK:06d}.npy"
-            found = _read(path, (part.stop - start, self.student.embed_dim)) if self.model_hash else None
-            if found is None:
-                self.progress(what, start, count)
-                found = make(part)
-                if not np.isfinite(found).all():
-                    raise self._not_finite(f"features ({what})")
-                if self.model_hash:
-                    atomic_produce(path, lambda temporary, found=found: _save(temporary, found))
-                    found = _read(path, found.shape)
-            blocks.append(found)
+        if self.model_hash and self.runtime.world > 1:
+            for number, part in enumerate(_parts(count)):
+                if number % self.runtime.world == self.runtime.rank:
+                    self._block(folder, number, part, count, make, what)
+            self.runtime.wait()
+        blocks = [self._block(folder, number, part, count, make, what) for number, part in enumerate(_parts(count))]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [np.empty((0, self.student.embed_dim), np.float32)])
+
+    def _block(self, folder: Path, number: int, part: slice, count: int, make: Callable[[slice], np.ndarray], what: str) -> np.ndarray:
+        """The rows of one block: from its file, or made and kept there."""
+        path = folder / f"{number:06d}.npy"
+        found = _read(path, (part.stop - part.start, self.student.embed_dim)) if self.model_hash else None
+        if found is not None:
+            return found
+        self.progress(what, part.start, count)
+        made = make(part)
+        if not np.isfinite(made).all():
+            raise self._not_finite(f"features ({what})")
+        if not self.model_hash:
+            return made
+        atomic_produce(path, lambda temporary: _save(temporary, made))
+        kept = _read(path, made.shape)
+        return made if kept is None else kept
 
     def _preprocessing(self) -> str:
         return json.dumps([self.student.image_size, self.student.preprocess_cfg], sort_keys=True)
@@ -173,6 +188,10 @@ class _Texts:
 
     def __init__(self, subject: Subject) -> None:
         self.encode_texts_in_batches = subject.texts
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
 
 def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from clipling.errors import UserError
+from clipling.evals.identity import state_hash
 from clipling.evals.results import read_result
 from clipling.evals.suite.catalogue import evaluation
 from clipling.evals.suite.found import LABELLED, PAIRS, Found
@@ -22,7 +23,6 @@ from clipling.evals.suite.plan import DatasetSpec, Plan
 from clipling.evals.suite.run import read_items, run_plan
 from clipling.evals.suite.subject import Subject
 from clipling.models.hub import new_student, save_student
-from clipling.subjects import state_hash
 from tests.toy import toy_folder
 
 

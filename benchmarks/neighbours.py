@@ -1,0 +1,213 @@
+"""What does an exact neighbour table cost against the bare matrix product, and how do time and memory grow with the number of pairs?
+
+    python benchmarks/neighbours.py                          all that is not in the result file yet (about 25 minutes on two cores)
+    python benchmarks/neighbours.py --exact 300000           one more exact point (about a quarter of an hour)
+    python benchmarks/neighbours.py --small                  10,000 and 30,000 rows, printed and not kept
+
+`exact_table_over_gemm`: seconds of nothing but the fp32 product of all rows with all rows, in blocks, over seconds of `build_table` with
+files on disk (reading, candidates, fp64 ranking, digests, saving), in one process, in turn. The product is timed in the shape that is
+quickest here. The curve: every point in a process of its own, with the peak of anonymous memory that the table added; rows of 384 fp16
+numbers, Gaussian with variance 1/i along the i-th axis (about 26 effective dimensions), k = 5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from common import RESULTS, load, ratio, save
+
+DIM, K, BLOCK = 384, 5, 2048
+RATIO_ROWS, ROUNDS = (30_000, 100_000), 5
+EXACT, APPROXIMATE = (10_000, 30_000, 100_000), (10_000, 30_000, 100_000, 300_000, 1_000_000)
+SHAPES = ((2048, None), (2048, 8192), (512, 8192))  # of the bare product: queries, columns (None: all)
+
+
+def rows_file(folder: Path, count: int):
+    """Unit rows on disk, opened as those of a bank are."""
+    from clipling.guides.rows import Rows, unit, write_parts
+
+    path = folder / f"{count}.npy"
+    if not path.is_file():
+        scale = (1 / np.sqrt(np.arange(1, DIM + 1))).astype(np.float32)
+        rng = np.random.default_rng(0)
+        parts = (unit(rng.standard_normal((min(8192, count - at), DIM), dtype=np.float32) * scale) for at in range(0, count, 8192))
+        write_parts(path, parts, (count, DIM), np.dtype(np.float16))
+    return Rows.open([path])
+
+
+def table(rows: Any, method: str, folder: Path):
+    from clipling.guides.neighbours import build_table
+
+    count = len(rows)
+    return build_table(rows, np.arange(count), [()] * count, np.ones(count, bool), K, block=BLOCK, folder=folder, method=method)
+
+
+def product_seconds(rows: Any, shape: tuple[int, int | None]) -> float:
+    """All rows with all rows in fp32, into one buffer."""
+    import torch
+
+    all_rows = torch.from_numpy(rows[:]).float()
+    queries, columns = shape[0], shape[1] or len(rows)
+    held = torch.empty(queries * columns)
+    began = time.perf_counter()
+    for start in range(0, len(rows), queries):
+        some = all_rows[start : start + queries]
+        for first in range(0, len(rows), columns):
+            other = all_rows[first : first + columns]
+            torch.mm(some, other.T, out=held[: len(some) * len(other)].view(len(some), len(other)))
+    return time.perf_counter() - began
+
+
+def against_product(count: int, rounds: int) -> dict[str, Any]:
+    """Seconds of both, in turn."""
+    found: dict[str, Any] = {"gemm": [], "table": [], "shape": []}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = rows_file(Path(folder), count)
+        few = rows.at(np.arange(min(count, 3 * BLOCK)))
+        product_seconds(few, SHAPES[0])  # warm
+        for number in range(rounds):
+            best = min((product_seconds(rows, shape), shape) for shape in (SHAPES if number == 0 else [tuple(found["shape"][0])]))
+            began = time.perf_counter()
+            table(rows, "exact", Path(folder) / f"round-{number}")
+            found["table"].append(time.perf_counter() - began)
+            found["gemm"].append(best[0])
+            found["shape"].append(list(best[1]))
+    return found
+
+
+def point(method: str, count: int, scratch: Path) -> dict[str, Any]:
+    """One table: seconds, MiB of anonymous memory that it added at its peak, recall."""
+    rows = rows_file(scratch, count)
+    table(rows.at(np.arange(2000)), "exact", scratch / "warm")
+    before = anonymous()
+    peak, stop = [before], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            peak[0] = max(peak[0], anonymous())
+
+    threading.Thread(target=watch, daemon=True).start()
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        began = time.perf_counter()
+        made = table(rows, method, Path(folder))
+        seconds = time.perf_counter() - began
+    stop.set()
+    return {
+        "rows": count,
+        "seconds": round(seconds, 2),
+        "added_mib": round(peak[0] - before, 1),
+        "peak_anonymous_mib": round(peak[0], 1),
+        "recall": round(made.info["recall"], 4),
+        "method": made.info["method"],
+    }
+
+
+def anonymous() -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1024
+
+
+def in_a_process(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def slope(points: list[dict[str, Any]], what: str) -> float:
+    """Of log(what) over log(rows), over the larger half of the points."""
+    points = sorted(points, key=lambda p: p["rows"])[-max(2, len(points) // 2 + 1) :]
+    return float(np.polyfit(np.log([p["rows"] for p in points]), np.log([max(p[what], 1e-3) for p in points]), 1)[0])
+
+
+def plot(curve: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (time_axis, memory_axis) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for method, points in curve.items():
+        points = sorted(points, key=lambda p: p["rows"])
+        x = [p["rows"] for p in points]
+        time_axis.loglog(x, [p["seconds"] for p in points], marker="o", label=method)
+        memory_axis.loglog(x, [p["added_mib"] for p in points], marker="o", label=method)
+        if method != "exact":
+            for p in points:
+                time_axis.annotate(f"{p['recall']:.2f}", (p["rows"], p["seconds"]), textcoords="offset points", xytext=(4, -10), fontsize=7)
+    time_axis.set(xlabel="rows of 384 features", ylabel="seconds (recall beside the points)")
+    memory_axis.set(xlabel="rows of 384 features", ylabel="MiB of anonymous memory added")
+    time_axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def keep(result: dict[str, Any], curve: dict[str, list[dict[str, Any]]]) -> None:
+    result["arms"] = {
+        f"{method}@{p['rows']}": {key: [p[key]] for key in ("rows", "seconds", "added_mib", "peak_anonymous_mib", "recall")}
+        for method, points in curve.items()
+        for p in sorted(points, key=lambda p: p["rows"])
+    }
+    for method, points in curve.items():
+        if len(points) > 2:
+            result["ratios"][f"slope of seconds, {method}"] = {"value": slope(points, "seconds")}
+    result["curve"] = curve
+    save(result)
+    plot(curve, RESULTS / "neighbours.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exact", type=int, nargs="*", default=[], help="further sizes for exact tables")
+    parser.add_argument("--again", action="store_true", help="measure again what is in the result file")
+    parser.add_argument("--small", action="store_true", help="two sizes, one round, nothing kept")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--ratio", type=int, nargs=2, metavar=("ROWS", "ROUNDS"), help=argparse.SUPPRESS)
+    parser.add_argument("--point", nargs=3, metavar=("METHOD", "ROWS", "SCRATCH"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    if given.ratio or given.point:
+        import torch
+
+        torch.set_num_threads(given.threads)
+        method, count, scratch = given.point or ("", 0, "")
+        print(json.dumps(against_product(*given.ratio) if given.ratio else point(method, int(count), Path(scratch))))
+        return
+    result = {"arms": {}, "ratios": {}} if given.again or given.small else load("neighbours")
+    result = {"benchmark": "neighbours", **result}
+    threads, sizes, rounds = ["--threads", str(given.threads)], RATIO_ROWS, ROUNDS
+    if given.small:
+        sizes, rounds = RATIO_ROWS[:1], 1
+    for count in sizes:
+        key = "exact_table_over_gemm" if count == sizes[0] else f"exact_table_over_gemm, {count:,} rows"
+        if key not in result["ratios"]:
+            found = in_a_process("--ratio", str(count), str(rounds), *threads)
+            result["ratios"][key] = {**ratio([a / b for a, b in zip(found["gemm"], found["table"])]), "rows": count}
+            result.setdefault("seconds", {})[key] = found
+            print(key, result["ratios"][key], found, flush=True)
+            if not given.small:
+                save(result)
+    curve = result.get("curve", {"exact": [], "approximate": []})
+    wanted = [("exact", n) for n in sorted({*EXACT, *given.exact})] + [("approximate", n) for n in APPROXIMATE]
+    with tempfile.TemporaryDirectory() as scratch:
+        for method, count in wanted:
+            if any(p["rows"] == count for p in curve[method]) or (given.small and count > 30_000):
+                continue
+            found = in_a_process("--point", "faiss" if method == "approximate" else method, str(count), scratch, *threads)
+            print(method, found, flush=True)
+            curve[method].append(found)
+            if not given.small:
+                keep(result, curve)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The neighbour tables of a bank's training pairs in a folder, with what later tables can be made from.
+
+image-*.npz, text-*.npz    the tables
+pairs.parquet              key, image hash, caption hash of the pairs that they number
+centre.npz                 the means that were subtracted from the features, where any were
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from clipling.data.pairs import Pairs
+from clipling.errors import UserError
+from clipling.guides.guidance import open_tables
+from clipling.guides.progress import Progress
+from clipling.guides.stored import PAIRS_FILE, Bank, BankRows, captions_digest, differ, read_pairs_file, write_pairs_file
+from clipling.guides.table import Table, load_arrays_by_name, save_arrays
+from clipling.guides.update import Base
+
+CENTRE_FILE = "centre.npz"
+
+
+def make_tables(
+    bank: Path,
+    pairs: Pairs,
+    folder: Path,
+    *,
+    k: int = 5,
+    cap: int | None = None,
+    centre: bool = True,
+    query: Literal["mean", "caption"] = "mean",
+    method: Literal["auto", "exact"] = "auto",
+    update: Path | None = None,
+    progress: Progress | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> dict[str, Table]:
+    """The tables of the `image` and the `text` space over all of `pairs`, where training looks for them (`build.tables_folder`).
+
+    update: the folder of older tables; only pairs that are new there are compared with all, and the older means are kept.
+    Raises UserError when the bank is of another source, or the older tables cannot be brought up to date.
+    """
+    joined, rows = Bank.open(bank).join(pairs), np.arange(len(pairs))
+    if centre:
+        joined = centred(joined, rows, folder if update is None else update, wanted=update is not None)
+    base = None if update is None else _bases(update, pairs)
+    tables = open_tables(
+        joined, pairs, rows, folder, k=k, cap=cap, query=query, method=method, base=base, progress=progress, rank=rank, world=world
+    )
+    if rank == 0:
+        digests = [captions_digest(pairs.captions_of(i)) for i in range(len(pairs))]
+        write_pairs_file(folder / PAIRS_FILE, pairs.keys, pairs.hashes, digests, np.diff(pairs.offsets))
+        if joined.image.centre is not None and joined.text.centre is not None:
+            save_arrays(folder / CENTRE_FILE, image=joined.image.centre.mean, text=joined.text.centre.mean)
+    return tables
+
+
+def centred(bank: BankRows, rows: np.ndarray, folder: Path, wanted: bool = False) -> BankRows:
+    """The bank less the means kept in `folder`; where there are none, less those of the training pairs `rows`.
+
+    wanted: UserError where there are none.
+    """
+    path = folder / CENTRE_FILE
+    if not path.is_file():
+        if wanted:
+            raise UserError(
+                f"{folder} holds no {CENTRE_FILE}: its tables were made with --no-centre, or by training. "
+                "Make them by `clipling neighbours`."
+            )
+        return bank.centred(rows)
+    try:
+        means = load_arrays_by_name(path)
+        return bank.less(means["image"], means["text"])
+    except Exception as error:  # numpy and zipfile have errors of many kinds for a wrong byte
+        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}). Remove it and the tables beside it.") from error
+
+
+def _bases(folder: Path, pairs: Pairs) -> dict[str, Base]:
+    """The older tables, and what became of their pairs."""
+    if not (folder / PAIRS_FILE).is_file():
+        raise UserError(f"{folder} holds no tables of `clipling neighbours`: it has no {PAIRS_FILE}.")
+    keys, images, captions, _ = read_pairs_file(folder / PAIRS_FILE)
+    place = {key: i for i, key in enumerate(pairs.keys)}
+    kept = np.array([place.get(key, -1) for key in keys], dtype=np.int64)
+    for old in np.flatnonzero(kept >= 0).tolist():
+        now = int(kept[old])
+        if differ(images[old], pairs.hashes[now]) or differ(captions[old], captions_digest(pairs.captions_of(now))):
+            kept[old] = -1
+    found = {}
+    for space in ("image", "text"):
+        files = sorted(folder.glob(f"{space}-*.npz"))
+        if len(files) != 1:
+            raise UserError(f"{folder} holds {len(files)} tables of the {space} space; expected one")
+        found[space] = Base(Table.load(files[0]), kept)
+    return found
