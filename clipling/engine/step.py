@@ -58,7 +58,8 @@ class Stepper:
         for part in parts:
             made = self._part_features(host, part) if cached else features
             push([made[name] for name in leaves], [None if leaf.grad is None else leaf.grad[part] for leaf in leaves.values()])
-        masked = 0 if batch.same is None else int(batch.same.sum())
+        same = batch.same
+        masked = 0 if same is None else same._nnz() if same.is_sparse else int(same.sum())
         return StepResult(loss.detach(), {n: v.detach() for n, v in values.items()}, gradients, masked)
 
     def _parts(self, host: HostBatch) -> list[slice]:
