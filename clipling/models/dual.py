@@ -48,6 +48,7 @@ class Student(nn.Module):
         self._projections_frozen = False
         self._tokenise: Tokenise | None = None
         self._masks: dict[str, masking.TowerMasks] = {}
+        self._text_forward: towers.Forward | None = None
 
     @property
     def preprocess_cfg(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class Student(nn.Module):
         if "text" in self._masks or masking.is_irregular(tower):
             features = masking.text_features(tower, tokens, self._masks.get("text", masking.NO_MASKS))
         else:
-            features = towers.text_features(tower, tokens)
+            features = towers.text_features(tower, tokens, self._text_forward)
         return F.normalize(features.float(), dim=-1)
 
     @contextmanager
@@ -215,6 +216,11 @@ class Student(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def compile_towers(self) -> None:
+        """Has `torch.compile` translate both towers on their next use, for any length of text. Weights and names stay."""
+        self.model.visual.compile()
+        self._text_forward = torch.compile(towers.cut_forward, dynamic=True)
 
     def restrict_vocabulary(self, tokens: Tensor, frozen_rest: bool = False) -> None:
         """Keeps only the token rows that `tokens` (ids of the training captions, any shape) use; see vocabulary.py.
