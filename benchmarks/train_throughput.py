@@ -1,6 +1,7 @@
 """Is training quicker than open_clip's own training loop, and what makes it so?
 
-    python benchmarks/train_throughput.py [--main CHECKOUT/src] [--peer PYTHON] [--small]
+    pip install --no-deps --target peer webdataset==0.2.86     # what open_clip asks for; and pandas, braceexpand beside it
+    python benchmarks/train_throughput.py --packages peer [--main CHECKOUT/src] [--small]
 
 One student (MobileNetV3-small at 112 px with a text tower of four layers, all 49,408 token rows), the same tars, batch, threads,
 loader workers and AdamW on both sides; every arm a process of its own, in turn, timed between optimiser steps. `clipling_over_open_clip`
@@ -117,7 +118,7 @@ def one_of_ours(arm: str, given: argparse.Namespace) -> dict[str, Any]:
 
 def one_of_theirs(arm: str, given: argparse.Namespace) -> list[str]:
     config = ROOT / "clipling" / "models" / "zoo" / f"{STUDENT}.json"
-    command = [given.peer, str(ROOT / "benchmarks" / "peers" / "open_clip_loop.py"), str(config), TRAIN]
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers" / "open_clip_loop.py"), str(config), TRAIN]
     command += ["--source", given.main] if arm.endswith("main") else []
     command += ["--precision", "amp_bf16"] if "bf16" in arm else []
     return command + numbers(given)
@@ -131,7 +132,10 @@ def run(arm: str, given: argparse.Namespace) -> dict[str, Any] | None:
     """One arm in a process of its own: pairs a second, processor seconds for a thousand pairs; None when it failed."""
     ours = not arm.startswith("open_clip")
     command = [sys.executable, __file__, "--one", arm, *numbers(given)] if ours else one_of_theirs(arm, given)
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(given.threads)})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
+    if given.packages and not ours:
+        environment["PYTHONPATH"] = os.pathsep.join([str(Path(given.packages).resolve()), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         print(f"{arm} FAILED: {done.stderr.strip().splitlines()[-1:]}", flush=True)
         return None
@@ -183,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--main", help="src folder of a checkout of open_clip's main branch: a third arm")
-    parser.add_argument("--peer", default=sys.executable, help="Python with open_clip_torch, webdataset and pandas")
+    parser.add_argument("--packages", help="folder of packages that open_clip's side imports first: a webdataset up to 0.2.86")
     parser.add_argument("--arms", nargs="*", help="only these (a cause as: 'without NAME')")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=256)
