@@ -40,8 +40,12 @@ STATED = {
     "rtx4090": Machine("rtx4090", "NVIDIA Ada white paper: 165 TFLOP/s bf16 dense, 24 GB", 16, 64 * GB, 2 * TB, 165e12, 24 * GB),
     "a100": Machine("a100", "NVIDIA A100 data sheet: 312 TFLOP/s bf16 dense, 80 GB", 16, 170 * GB, 4 * TB, 312e12, 80 * GB),
     "h100": Machine("h100", "NVIDIA H100 SXM data sheet: 989 TFLOP/s bf16 dense, 80 GB", 26, 200 * GB, 4 * TB, 989e12, 80 * GB),
-    "8xa100": Machine("8xa100", "eight of a100", 96, 1360 * GB, 30 * TB, 312e12, 80 * GB, devices=8),
-    "8xh100": Machine("8xh100", "eight of h100", 208, 2000 * GB, 30 * TB, 989e12, 80 * GB, devices=8),
+    "8xa100": Machine(
+        "8xa100", "NVIDIA A100 data sheet: 312 TFLOP/s bf16 dense, 80 GB, each", 96, 1360 * GB, 30 * TB, 312e12, 80 * GB, devices=8
+    ),
+    "8xh100": Machine(
+        "8xh100", "NVIDIA H100 SXM data sheet: 989 TFLOP/s bf16 dense, 80 GB, each", 208, 2000 * GB, 30 * TB, 989e12, 80 * GB, devices=8
+    ),
 }
 
 

@@ -74,7 +74,7 @@ def run_pilot(
         name: _run(_sized(changed, pilots[-1]), out / name.replace(" ", "-"), opened.val, quiet) for name, changed in variants.items()
     }
     made = _forecasts(recipe, done, beside, pilots, len(opened.train), targets, len(opened.val))
-    ready = {spec: _measured(open_student(spec), opened.val) for spec in against}
+    ready = {spec: measured(open_student(spec), opened.val) for spec in against}
     made["against"] = {spec: _with_interval(recall) for spec, recall in ready.items()}
     made["verdict"] = verdict(made)
     made |= {"recipe": recipe.name, "student": recipe.student.config, "pairs_per_s": speed * SHARE, "val_pairs": len(opened.val)}
@@ -145,12 +145,12 @@ class Done:
 def _run(recipe: Recipe, folder: Path, val: Pairs, quiet: bool) -> Done:
     began = time.monotonic()
     summary = train(recipe, folder, resume=folder.exists(), quiet=True)
-    recall = _measured(open_student(folder / "model"), val)
+    recall = measured(open_student(folder / "model"), val)
     _say(quiet, f"pilot    {folder.name}: recall@10 {100 * recall[0]:.1f} ({time.monotonic() - began:.0f} s)")
     return Done(summary["samples_seen"], recall)
 
 
-def _measured(student: Any, val: Pairs) -> np.ndarray:
+def measured(student: Any, val: Pairs) -> np.ndarray:
     """Mean recall@10 of both directions, [1 + draws]: see `forecast.resampled`."""
     evaluator = Retrieval(val)
     ranks = evaluator.measure(*evaluator.features(student))

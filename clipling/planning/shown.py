@@ -46,7 +46,8 @@ def plan_text(result: Mapping[str, Any], table: Any) -> str:
     rows += [[f"time: {name}", *(time(p["hours"][name]) if name in p["hours"] else "" for p in plans)] for name in names]
     if plans[0]["money"] is not None:
         rows += [["money", *(f"{p['money']:,.2f}" for p in plans)]]
-    rows += [["not enough", *(", ".join(p["broken"]) or "-" for p in plans)]]
+    broken = [limit["name"] for limit in result["limits"] if any(limit["name"] in p["broken"] for p in plans)]
+    rows += [[f"too much: {name}", *("yes" if name in p["broken"] else "" for p in plans)] for name in broken]
     breaks = [limit for limit in result["limits"] if limit["most_pairs"] is not None and limit["name"] != "exact neighbours"]
     lines = [head, "", table(header, rows), ""]
     if breaks:
