@@ -32,7 +32,10 @@ SKIP = 3  # first steps, while loaders fill their buffers
 EPOCHS = 20  # of the recipe `clip`
 ARMS = ("clipling", "open_clip", "open_clip main")
 MORE = ("clipling restricted vocabulary", "clipling bf16", "open_clip bf16")
-WITHOUT = ("decoded pictures", "cut captions", "length groups", "lean last text layer", "channels_last", "fused optimiser", "kept memory")
+WITHOUT = (
+    *("decoded pictures", "cut captions", "length groups", "one look-up of tokens", "lean last text layer", "channels_last"),
+    *("fused optimiser", "kept memory"),
+)
 
 
 def without(cause: str) -> None:
@@ -53,6 +56,9 @@ def without(cause: str) -> None:
 
     def groups() -> None:
         towers._groups = lambda rows, device: 1
+
+    def look_up() -> None:
+        towers._embedded = lambda tower, tokens: None
 
     def lean() -> None:
         towers._plain = lambda block: False
@@ -81,7 +87,7 @@ def without(cause: str) -> None:
     def kept() -> None:
         trainer.freed_memory_kept = contextlib.nullcontext  # type: ignore[assignment]
 
-    off: dict[str, Callable[[], None]] = dict(zip(WITHOUT, (decoded, cut, groups, lean, channels, fused, kept), strict=True))
+    off: dict[str, Callable[[], None]] = dict(zip(WITHOUT, (decoded, cut, groups, look_up, lean, channels, fused, kept), strict=True))
     off[cause]()
 
 

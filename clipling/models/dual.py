@@ -220,7 +220,7 @@ class Student(nn.Module):
     def compile_towers(self) -> None:
         """Has `torch.compile` translate both towers on their next use, for any length of text. Weights and names stay."""
         self.model.visual.compile()
-        self._text_forward = torch.compile(towers.cut_forward, dynamic=True)
+        self._text_forward = torch.compile(towers._cut_forward, dynamic=True)
 
     def restrict_vocabulary(self, tokens: Tensor, frozen_rest: bool = False) -> None:
         """Keeps only the token rows that `tokens` (ids of the training captions, any shape) use; see vocabulary.py.

@@ -23,16 +23,16 @@ MASKED_ENCODERS = ("bert", "roberta", "xlm-roberta")
 POOLED_POSITIONS = ("argmax", "eos", "first")
 
 
-Forward = Callable[[nn.Module, Tensor], Tensor]
+Forward = Callable[..., Tensor]
 
 
 def text_features(tower: nn.Module, tokens: Tensor, forward: Forward | None = None) -> Tensor:
     """What `tower(tokens)` gives, up to rounding, without the cost of padding.
 
     tokens int64 [n, L], L <= the tower's context length; returns [n, d]. Towers whose result depends on the padding (not
-    causal and without a padding mask, as MobileCLIP's) are not cut. forward: a compiled `cut_forward`.
+    causal and without a padding mask, as MobileCLIP's) are not cut. forward: a compiled `_cut_forward`.
     """
-    forward = forward or cut_forward
+    forward = forward or _cut_forward
     lengths = needed_lengths(tower, tokens)
     if lengths is None:
         return _first(tower(tokens))
@@ -41,8 +41,18 @@ def text_features(tower: nn.Module, tokens: Tensor, forward: Forward | None = No
         return forward(tower, tokens[:, : int(lengths.max())])
     order = torch.argsort(lengths, stable=True)
     longest = [int(part[-1]) for part in lengths[order].chunk(groups)]
-    parts = [forward(tower, rows[:, :cut]) for rows, cut in zip(tokens[order].chunk(groups), longest)]
+    rows = tokens[order, : longest[-1]]
+    embedded = _embedded(tower, rows)
+    parts = [
+        forward(tower, ids[:, :cut], None if x is None else x[:, :cut])
+        for ids, x, cut in zip(rows.chunk(groups), [None] * groups if embedded is None else embedded.chunk(groups), longest)
+    ]
     return torch.cat(parts)[torch.argsort(order)]
+
+
+def _embedded(tower: nn.Module, tokens: Tensor) -> Tensor | None:
+    """Token embeddings of all groups in one look-up: each would have a gradient of the whole table. None where the tower looks them up."""
+    return tower.token_embedding(tokens) if isinstance(tower, TextTransformer) and tower.attn_mask is not None else None
 
 
 def needed_lengths(tower: nn.Module, tokens: Tensor) -> Tensor | None:
@@ -82,13 +92,13 @@ def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def cut_forward(tower: nn.Module, tokens: Tensor) -> Tensor:
-    """The features of rows that are already cut to a common length."""
+def _cut_forward(tower: nn.Module, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
+    """The features of rows that are already cut to a common length; `embedded` [n, L, w] where their tokens were looked up already."""
     if not isinstance(tower, TextTransformer) or tower.attn_mask is None:
         return _first(tower(tokens))
     dtype = tower.transformer.get_cast_dtype()
     length = tokens.shape[1]
-    x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    x = (tower.token_embedding(tokens) if embedded is None else embedded).to(dtype) + tower.positional_embedding[:length].to(dtype)
     end = _pooled_position(tower, tokens)
     blocks = list(tower.transformer.resblocks)
     if all(map(_plain, blocks)):
