@@ -22,6 +22,7 @@ from clipling.models.tokens import Tokenise, tokenizer
 from clipling.models.vocabulary import RestrictedEmbedding, kept_ids
 
 NORMS = ("local", "frozen", "sync")
+TOKENISED_AT_ONCE = 65_536
 
 
 class Student(nn.Module):
@@ -106,6 +107,16 @@ class Student(nn.Module):
         if self._tokenise is None:
             self._tokenise = tokenizer(self.config["model_cfg"]["text_cfg"], self.text_folder)
         return self._tokenise(list(texts))
+
+    def tokenise_all(self, texts: Sequence[str]) -> Tensor:
+        """Token ids of many texts to keep, int32 [n, L]: a part at a time, cut to the longest text where padding decides nothing."""
+        parts, longest = [], 1
+        for start in range(0, max(1, len(texts)), TOKENISED_AT_ONCE):
+            ids = self.tokenise(texts[start : start + TOKENISED_AT_ONCE])
+            lengths = towers.needed_lengths(self.model.text, ids)
+            longest = max(longest, ids.shape[1] if lengths is None else int(lengths.max()) if len(lengths) else 1)
+            parts.append(ids.to(torch.int32))
+        return torch.cat([part[:, :longest] for part in parts])
 
     # Embeddings
 

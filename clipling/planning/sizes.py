@@ -13,7 +13,7 @@ DECODED_LIMIT = 16 * 2**30  # data/pixels.py: a source that would take more is d
 # Python's objects of a pair (key, hash, group, picture's place) and of a caption with its tokens: measured, tests/planning.
 PAIR_OBJECTS = 500
 CAPTION_OBJECTS = 150
-TOKEN_BYTES = 8
+TOKEN_BYTES = 4  # of each of a context; fewer where all captions are shorter
 SCORE_BYTES = 2**28  # guides/search.py
 PROCESS_BYTES = 1.0e9  # Python, torch and its libraries
 PAIRS_FILE_ROW = 130  # key, two digests and a count in parquet; digests do not compress
