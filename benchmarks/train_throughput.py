@@ -29,7 +29,7 @@ from common import FLICKR, ROOT, load, ratio, save
 TRAIN, VAL = str(FLICKR / "train-{00000..00005}.tar"), str(FLICKR / "dev-00000.tar")
 STUDENT = "mobilenetv3_small_112"
 SKIP = 3  # first steps, while loaders fill their buffers
-EPOCHS = 20  # of the recipe `clip`
+EPOCHS, PAIRS = 20, 6_091  # of the recipe `clip`; in the tars
 ARMS = ("clipling", "open_clip", "open_clip main")
 MORE = ("clipling restricted vocabulary", "clipling bf16", "open_clip bf16")
 WITHOUT = (
@@ -107,7 +107,7 @@ def one_of_ours(arm: str, given: argparse.Namespace) -> dict[str, Any]:
         "data.val": VAL,
         "data.crop": [0.9, 1.0],
         "data.workers": given.workers,
-        "student.config": STUDENT,
+        "student.config": given.student,
         "student.vocabulary": "restricted" if "restricted" in arm else "full",
         "optimiser.batch": given.batch,
         "optimiser.autocast": "bf16" if "bf16" in arm else "none",
@@ -123,7 +123,7 @@ def one_of_ours(arm: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def one_of_theirs(arm: str, given: argparse.Namespace) -> list[str]:
-    config = ROOT / "clipling" / "models" / "zoo" / f"{STUDENT}.json"
+    config = ROOT / "clipling" / "models" / "zoo" / f"{given.student}.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "peers" / "open_clip_loop.py"), str(config), TRAIN]
     command += ["--source", given.main] if arm.endswith("main") else []
     command += ["--precision", "amp_bf16"] if "bf16" in arm else []
@@ -137,7 +137,7 @@ def numbers(given: argparse.Namespace) -> list[str]:
 def run(arm: str, given: argparse.Namespace) -> dict[str, Any] | None:
     """One arm in a process of its own: pairs a second, processor seconds for a thousand pairs; None when it failed."""
     ours = not arm.startswith("open_clip")
-    command = [sys.executable, __file__, "--one", arm, *numbers(given)] if ours else one_of_theirs(arm, given)
+    command = [sys.executable, __file__, "--one", arm, "--student", given.student, *numbers(given)] if ours else one_of_theirs(arm, given)
     environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
     if given.packages and not ours:
         environment["PYTHONPATH"] = os.pathsep.join([str(Path(given.packages).resolve()), environment.get("PYTHONPATH", "")])
@@ -195,6 +195,9 @@ def main() -> None:
     parser.add_argument("--main", help="src folder of a checkout of open_clip's main branch: a third arm")
     parser.add_argument("--packages", help="folder of packages that open_clip's side imports first: a webdataset up to 0.2.86")
     parser.add_argument("--arms", nargs="*", help="only these (a cause as: 'without NAME')")
+    parser.add_argument(
+        "--student", default=STUDENT, help="another one is added to the result (vit_xs_16: --batch 64 --steps 9 --rounds 3)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=24)
@@ -214,14 +217,18 @@ def main() -> None:
         for arm in arms if number % 2 else arms[::-1]:
             for key, value in (run(arm, given) or {}).items():
                 found.setdefault(arm, {}).setdefault(key, []).append(value)
-    result = {**load("train_throughput"), "arms": found, "ratios": ratios(found)}
-    if {"clipling", "open_clip"} <= found.keys():
-        seconds, pairs = decoding_seconds(given) / EPOCHS, 6091
-        spread = [1 / (1 / rate + seconds / pairs) for rate in found["clipling"]["pairs_per_s"]]
-        result["ratios"]["clipling_over_open_clip_with_decoding"] = ratio(
-            [a / b for a, b in zip(spread, found["open_clip"]["pairs_per_s"])]
-        )
-    print(json.dumps({key: round(value["value"], 3) for key, value in result["ratios"].items()}, indent=2))
+    made = ratios(found)
+    if {"clipling", "open_clip"} <= found.keys() and given.student == STUDENT:
+        seconds = decoding_seconds(given) / EPOCHS / PAIRS
+        spread = [1 / (1 / rate + seconds) for rate in found["clipling"]["pairs_per_s"]]
+        made["clipling_over_open_clip_with_decoding"] = ratio([a / b for a, b in zip(spread, found["open_clip"]["pairs_per_s"])])
+    if given.student != STUDENT:
+        found = {f"{given.student}: {arm}": values for arm, values in found.items()}
+        made = {f"{name}_{given.student}": value for name, value in made.items()}
+    result = load("train_throughput")
+    result["arms"].update(found)
+    result["ratios"].update(made)
+    print(json.dumps({key: round(value["value"], 3) for key, value in made.items()}, indent=2))
     if not given.small:
         save(result)
 

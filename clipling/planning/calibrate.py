@@ -84,7 +84,10 @@ def calibrate(recipe: Recipe, captions: float = 1.0, seconds: float = SECONDS) -
         k=recipe.guide.k if recipe.guide else 0,
         by_caption=bool(recipe.guide and recipe.guide.query == "caption"),
     )
-    rates = Rates(train, gemm(runtime.device, seconds), decoding(student.image_size, seconds), train_flop(student), image, text, *flop)
+    own_flop = train_flop(student)
+    if recipe.guide is not None and recipe.guide.active == "online":  # the frozen encoder sees every crop
+        train, own_flop = 1 / (1 / train + 1 / image), own_flop + flop[0]
+    rates = Rates(train, gemm(runtime.device, seconds), decoding(student.image_size, seconds), own_flop, image, text, *flop)
     return Calibration(shape, rates, runtime.device.type, torch.get_num_threads())
 
 

@@ -19,7 +19,7 @@ from clipling.evals.chance import chance
 from clipling.evals.evaluators import Retrieval
 from clipling.models.hub import new_student, open_student
 from clipling.planning.calibrate import training
-from clipling.planning.forecast import Rung, forecast, resampled, shifted
+from clipling.planning.forecast import Forecast, Rung, forecast, resampled, shifted
 from clipling.planning.ladder import Planned, ladder
 from clipling.recipe import Recipe, load_recipe, to_dict, validated, with_settings
 from clipling.run import open_data, train
@@ -27,6 +27,7 @@ from clipling.starts import student_config
 from clipling.store import read_json, write_json
 
 METRICS = ("i2t_recall@10", "t2i_recall@10")
+MOST_CHANCE = 0.2  # of recall@10 that guessing reaches: 50 held-out pairs
 SHARE = 0.7  # of the measured speed that a whole run reaches, with loading, evaluation and saving
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -172,7 +173,9 @@ def _forecasts(
     wanted = {"all pairs, the recipe": (whole, epochs), "twice the time": (whole, 2 * epochs), "twice the pairs": (2 * whole, epochs)}
     wanted |= {f"{pairs} pairs": (pairs, epochs) for pairs in targets or ()}
     luck = float(np.mean([chance(metric, val_pairs) or 0.0 for metric in METRICS]))
+    few = f"of {val_pairs} held-out pairs chance alone finds {100 * luck:.0f} %: give more by --val" if luck > MOST_CHANCE else ""
     found = {name: forecast(rungs, pairs, pairs * passes, luck) for name, (pairs, passes) in wanted.items()}
+    found = {name: Forecast(one.draws, few or one.why) for name, one in found.items()}
     rows = [{"what": name, "pairs": wanted[name][0], "epochs": wanted[name][1], **one.described()} for name, one in found.items()]
     for name, other in beside.items():
         moved, apart = shifted(found["all pairs, the recipe"], done[-1].recall, other.recall)

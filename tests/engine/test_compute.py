@@ -114,7 +114,7 @@ def test_compiled_towers_give_the_same_loss_and_gradients_for_all_lengths_of_tex
             loss.backward()
             results.append((loss, torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])))
         (loss, gradient), (quick_loss, quick_gradient) = results
-        assert float(quick_loss) == pytest.approx(float(loss), abs=1e-5)
+        assert quick_loss.item() == pytest.approx(loss.item(), abs=1e-5)
         assert float((quick_gradient - gradient).norm() / gradient.norm()) < 1e-4
     assert counted["stats"]["unique_graphs"] >= 2, "nothing was compiled"
     assert not counted["graph_break"]

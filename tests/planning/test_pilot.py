@@ -50,6 +50,24 @@ def test_a_pilot_runs_its_ladder_once_and_forecasts(recipe, tmp_path, monkeypatc
     assert ready["recall"] == pytest.approx(made["pilots"][-1]["recall"]), "the model that was saved is the one that was measured"
 
 
+def test_a_pilot_that_was_stopped_goes_on_to_the_same_forecast(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(piloting, "_speed", lambda recipe: 1000.0)
+    whole = run_pilot(recipe, tmp_path / "whole", 60, quiet=True)
+    real, runs = piloting.train, []
+
+    def stops(*arguments, **options):
+        runs.append(arguments[1])
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(piloting, "train", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_pilot(recipe, tmp_path / "stopped", 60, quiet=True)
+    monkeypatch.setattr(piloting, "train", real)
+    assert run_pilot(recipe, tmp_path / "stopped", 60, quiet=True)["forecasts"] == whole["forecasts"]
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
@@ -107,3 +125,5 @@ def test_forecasts_use_the_samples_that_were_really_seen(recipe):
     rows = piloting._forecasts(recipe, done, {}, pilots, 1000, None, 60)["forecasts"]
     assert rows[0]["recall"] == pytest.approx(0.05 * 1000**0.3, rel=0.15)
     assert rows[2]["recall"] > rows[0]["recall"]
+    few = piloting._forecasts(recipe, done, {}, pilots, 1000, None, 12)["forecasts"]
+    assert all("of 12 held-out pairs chance alone finds 83 %" in row["why_not"] for row in few)
