@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clipling.verbs.inspect import inspect
     from clipling.verbs.latency import latency
     from clipling.verbs.neighbours import neighbours
+    from clipling.verbs.plan import plan
     from clipling.verbs.predict import predict
     from clipling.verbs.report import report
     from clipling.verbs.search_index import search_index
@@ -51,6 +52,7 @@ __all__ = [
     "latency",
     "load",
     "neighbours",
+    "plan",
     "predict",
     "report",
     "search_index",

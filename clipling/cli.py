@@ -34,6 +34,7 @@ def verbs() -> dict[str, Callable[..., Any]]:
     return {
         "demo": clipling.demo,
         "data inspect": clipling.inspect,
+        "plan": clipling.plan,
         "train": clipling.train,
         "finetune": clipling.finetune,
         "distill": clipling.distill,

@@ -9,6 +9,7 @@ from typing import Any
 def text(verb: str, result: Any) -> str:
     """The printed form of what a verb returned."""
     made = {
+        "plan": _plan,
         "train": _train,
         "finetune": _finetune,
         "distill": _distill,
@@ -45,6 +46,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: bool = Fa
         cells = [str(cell).ljust(w) if c == 0 or words else str(cell).rjust(w) for c, (cell, w) in enumerate(zip(row, widths))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _plan(result: Mapping[str, Any]) -> str:
+    from clipling.planning.shown import pilot_text, plan_text
+
+    return (pilot_text if "pilots" in result else plan_text)(result, table)
 
 
 def _train(result: Mapping[str, Any]) -> str:

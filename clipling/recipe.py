@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from clipling.errors import UserError, near
 from clipling.settings import (
+    Compute,
     Data,
     Evaluation,
     GuideSpec,
@@ -34,6 +35,7 @@ from clipling.settings import (
 )
 
 __all__ = [
+    "Compute",
     "Data",
     "Evaluation",
     "GuideSpec",
@@ -226,6 +228,7 @@ _INSIDE: dict[str, type] = {
     "objective": TermSpec,
     "stages": Stage,
     "optimiser": Optimiser,
+    "compute": Compute,
     "evaluation": Evaluation,
 }
 

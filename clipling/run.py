@@ -228,7 +228,7 @@ def make_batches(
         return Pixels.open(pairs, round(size * 1.25) if augment.crops else size, "squash")
 
     size, batch = student.image_size, recipe.optimiser.batch
-    tokens = student.tokenise(pairs.captions)
+    tokens = student.tokenise_all(pairs.captions)
     rows = np.arange(len(pairs), dtype=np.int64)
     more = {seen: pixels(seen) for seen in {teacher.sees for teacher in teachers} if seen is not None}
     return TrainBatches(rows, pairs, pixels(size), tokens, augment, size, batch, runtime.rank, runtime.world, recipe.seed, more)

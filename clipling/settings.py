@@ -185,6 +185,17 @@ class Optimiser:
 
 
 @dataclass(kw_only=True)
+class Compute:
+    """How the same training is computed. Nothing here changes what is learned, up to rounding."""
+
+    __pydantic_config__ = STRICT
+    compile: bool = False
+    """`torch.compile` of both towers: a minute or more at the start, quicker steps afterwards. On a CPU it needs a C++ compiler."""
+    activation_checkpointing: bool = False
+    """What is inside of a tower's blocks is made again in the backward pass: much less memory, about a third more time."""
+
+
+@dataclass(kw_only=True)
 class Evaluation:
     """What is measured on val while training, and which checkpoint is kept as best."""
 
@@ -218,6 +229,7 @@ class Recipe:
     objective: dict[str, TermSpec] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=lambda: [Stage()])
     optimiser: Optimiser = field(default_factory=Optimiser)
+    compute: Compute = field(default_factory=Compute)
     evaluation: Evaluation = field(default_factory=Evaluation)
     max_steps: int | None = None
     """Stop after this many steps (the smoke test sets it)."""

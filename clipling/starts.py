@@ -36,7 +36,7 @@ def make_student(recipe: Recipe, pairs: Pairs, teachers: Mapping[str, Student]) 
         student = new_student(student_config(recipe, teachers), seed=recipe.seed, init=real_init(recipe))
     if spec.vocabulary == "restricted":
         trained_rows = spec.inherit is not None or spec.text != "config" or "model" in spec.init or "text" in spec.init
-        student.restrict_vocabulary(student.tokenise(pairs.captions), frozen_rest=trained_rows)
+        student.restrict_vocabulary(student.tokenise_all(pairs.captions), frozen_rest=trained_rows)
     student.set_norm(spec.norm)
     return student.train()
 

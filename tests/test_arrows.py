@@ -49,6 +49,7 @@ ORDER += [
     "recipes",
     "distillation",
     "compression",
+    "planning",
 ]
 ORDER += ["printing", "walkthrough", "verbs", "cli", "__main__"]
 # recipe.py loads named recipes and users' files when asked to: imports inside functions, the other way round on purpose.

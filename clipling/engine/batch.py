@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipling.data.loader import HostBatch
 from clipling.engine.runtime import Runtime
+from clipling.objectives.infonce import MOST_LOGITS
 from clipling.objectives.term import Batch, Neighbours, TeacherView, View
 
 
@@ -37,10 +38,11 @@ class LiveTeacher(Protocol):
     def text(self, host: HostBatch, device: torch.device) -> Tensor | None: ...
 
 
-def same_mask(links: Sequence[Sequence[int]], pair: np.ndarray, pair_all: np.ndarray, first: int) -> np.ndarray | None:
+def same_mask(links: Sequence[Sequence[int]], pair: np.ndarray, pair_all: np.ndarray, first: int) -> Tensor | None:
     """[n, N] bool: rows that share a caption, a picture or a group with another row of the batch; None when there are none.
 
-    `links[p]` are the classes of pair p that hold more than one pair. A row is never "same" as itself.
+    `links[p]` are the classes of pair p that hold more than one pair. A row is never "same" as itself. Above `MOST_LOGITS` cells the
+    mask is a sparse tensor (COO): no N x N matrix is made.
     """
     classes: dict[int, list[int]] = {}
     for column, p in enumerate(pair_all.tolist()):
@@ -49,11 +51,22 @@ def same_mask(links: Sequence[Sequence[int]], pair: np.ndarray, pair_all: np.nda
     shared = [columns for columns in classes.values() if len(columns) > 1]
     if not shared:
         return None
-    mask = np.zeros((len(pair_all), len(pair_all)), dtype=bool)
-    for columns in shared:
-        mask[np.ix_(columns, columns)] = True
-    np.fill_diagonal(mask, False)
-    return mask[first : first + len(pair)]
+    n, total = len(pair), len(pair_all)
+    found = np.unique(np.concatenate([_cells_of(np.array(columns), first, n, total) for columns in shared]))
+    if n * total <= MOST_LOGITS:
+        mask = torch.zeros(n * total, dtype=torch.bool)
+        mask[torch.from_numpy(found)] = True
+        return mask.view(n, total)
+    places = torch.from_numpy(np.stack(np.divmod(found, total)))
+    return torch.sparse_coo_tensor(places, torch.ones(len(found), dtype=torch.bool), (n, total), is_coalesced=True, check_invariants=True)
+
+
+def _cells_of(columns: np.ndarray, first: int, n: int, total: int) -> np.ndarray:
+    """The cells of rows first ... first + n - 1 where both row and column are among `columns`, less the diagonal: row * N + column."""
+    rows = columns[(columns >= first) & (columns < first + n)]
+    row, column = (side.reshape(-1) for side in np.meshgrid(rows, columns, indexing="ij"))
+    keep = row != column
+    return (row[keep] - first) * total + column[keep]
 
 
 @dataclass
@@ -82,7 +95,7 @@ class BatchMaker:
             pair_all=torch.from_numpy(host.pair_all).to(device),
             step=host.step,
             first=first,
-            same=None if mask is None else torch.from_numpy(mask).to(device),
+            same=None if mask is None else mask.to(device),
             neighbours=neighbours,
             teachers={teacher.name: self._taught(teacher, host, device) for teacher in self.teachers},
         )

@@ -7,8 +7,7 @@ the embeddings comes for free.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from clipling.engine.batch import BatchMaker
 from clipling.engine.runtime import Runtime
 from clipling.models.dual import Student
 from clipling.models.patches import patches_left_out
+from clipling.models.recompute import still_statistics
 from clipling.objectives.term import Objective
 
 MASKED_PATCHES = 0.75  # of the view "masked" (CLIP-KD's MFD; He et al. 2022, arXiv 2111.06377)
@@ -58,7 +58,8 @@ class Stepper:
         for part in parts:
             made = self._part_features(host, part) if cached else features
             push([made[name] for name in leaves], [None if leaf.grad is None else leaf.grad[part] for leaf in leaves.values()])
-        masked = 0 if batch.same is None else int(batch.same.sum())
+        same = batch.same
+        masked = 0 if same is None else same._nnz() if same.is_sparse else int(same.sum())
         return StepResult(loss.detach(), {n: v.detach() for n, v in values.items()}, gradients, masked)
 
     def _parts(self, host: HostBatch) -> list[slice]:
@@ -124,17 +125,3 @@ def step_seed(seed: int, step: int, rank: int, part: int) -> int:
         mixed = ((mixed ^ number) * 0xBF58476D1CE4E5B9) % 2**64
         mixed ^= mixed >> 31
     return mixed % 2**63
-
-
-@contextlib.contextmanager
-def still_statistics(model: nn.Module) -> Iterator[None]:
-    """Running statistics of BatchNorm stay as they are: the first pass of gradient caching must not count twice."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [m.momentum for m in norms]
-    for m in norms:
-        m.momentum = 0.0
-    try:
-        yield
-    finally:
-        for m, momentum in zip(norms, kept, strict=True):
-            m.momentum = momentum

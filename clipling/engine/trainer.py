@@ -16,8 +16,10 @@ import torch
 from clipling.data.loader import TrainBatches, loader
 from clipling.engine import checkpoint
 from clipling.engine.batch import BatchMaker
+from clipling.engine.compute import bf16_is_native, prepare
 from clipling.engine.ema import Ema
 from clipling.engine.log import Metrics, Progress
+from clipling.engine.memory import freed_memory_kept
 from clipling.engine.optim import build_optimiser, learning_rate, set_rate, trained
 from clipling.engine.runtime import Runtime
 from clipling.engine.signals import stop_signals
@@ -103,6 +105,7 @@ class Trainer:
     def _stepper(self) -> Stepper:
         """Steps of student and objective as they are now."""
         job, settings = self.job, self.job.recipe.optimiser
+        prepare(job.student, job.objective, job.recipe.compute)
         micro = local_micro(settings.micro_batch, job.runtime.world)
         return Stepper(job.student, job.objective, job.make_batch, job.runtime, job.recipe.seed, micro, settings.autocast)
 
@@ -117,9 +120,11 @@ class Trainer:
         self.progress = Progress(self.last, self.state.step, self.job.recipe.name, self.job.quiet or not self.job.runtime.first)
         if saved:
             self.progress.line(f"{self.job.recipe.name}: goes on from step {self.state.step} of {self.last}")
+        if self.job.recipe.optimiser.autocast == "bf16" and not bf16_is_native(self.job.runtime.device):
+            self.progress.line("note: this processor has no bf16 instructions: optimiser.autocast=none is quicker here")
         self.saved_at = time.monotonic()
         try:
-            with stop_signals() as stopped:
+            with freed_memory_kept(), stop_signals() as stopped:
                 if not saved:
                     self.state.untrained = self._evaluate()
                 for span in self.spans:

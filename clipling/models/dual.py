@@ -22,6 +22,7 @@ from clipling.models.tokens import Tokenise, tokenizer
 from clipling.models.vocabulary import RestrictedEmbedding, kept_ids
 
 NORMS = ("local", "frozen", "sync")
+TOKENISED_AT_ONCE = 65_536
 
 
 class Student(nn.Module):
@@ -48,6 +49,7 @@ class Student(nn.Module):
         self._projections_frozen = False
         self._tokenise: Tokenise | None = None
         self._masks: dict[str, masking.TowerMasks] = {}
+        self._text_forward: towers.Forward | None = None
 
     @property
     def preprocess_cfg(self) -> dict[str, Any]:
@@ -106,6 +108,16 @@ class Student(nn.Module):
             self._tokenise = tokenizer(self.config["model_cfg"]["text_cfg"], self.text_folder)
         return self._tokenise(list(texts))
 
+    def tokenise_all(self, texts: Sequence[str]) -> Tensor:
+        """Token ids of many texts to keep, int32 [n, L]: a part at a time, cut to the longest text where padding decides nothing."""
+        parts, longest = [], 1
+        for start in range(0, max(1, len(texts)), TOKENISED_AT_ONCE):
+            ids = self.tokenise(texts[start : start + TOKENISED_AT_ONCE])
+            lengths = towers.needed_lengths(self.model.text, ids)
+            longest = max(longest, ids.shape[1] if lengths is None else int(lengths.max()) if len(lengths) else 1)
+            parts.append(ids.to(torch.int32))
+        return torch.cat([part[:, :longest] for part in parts])
+
     # Embeddings
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -120,7 +132,7 @@ class Student(nn.Module):
         if "text" in self._masks or masking.is_irregular(tower):
             features = masking.text_features(tower, tokens, self._masks.get("text", masking.NO_MASKS))
         else:
-            features = towers.text_features(tower, tokens)
+            features = towers.text_features(tower, tokens, self._text_forward)
         return F.normalize(features.float(), dim=-1)
 
     @contextmanager
@@ -215,6 +227,11 @@ class Student(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def compile_towers(self) -> None:
+        """Has `torch.compile` translate both towers on their next use, for any length of text. Weights and names stay."""
+        self.model.visual.compile()
+        self._text_forward = torch.compile(towers._cut_forward, dynamic=True)
 
     def restrict_vocabulary(self, tokens: Tensor, frozen_rest: bool = False) -> None:
         """Keeps only the token rows that `tokens` (ids of the training captions, any shape) use; see vocabulary.py.

@@ -138,13 +138,15 @@ def text_features(tower: TextTransformer, tokens: Tensor, masks: TowerMasks = NO
     groups = towers._groups(len(tokens), tokens.device)
     order = torch.argsort(lengths, stable=True)
     longest = [int(part[-1]) for part in lengths[order].chunk(groups)]
-    parts = [_text(tower, rows[:, :cut], masks) for rows, cut in zip(tokens[order].chunk(groups), longest)]
+    rows = tokens[order, : longest[-1]]
+    embedded = tower.token_embedding(rows)  # once: every look-up has a gradient of the whole table
+    parts = [_text(tower, ids[:, :cut], masks, x[:, :cut]) for ids, x, cut in zip(rows.chunk(groups), embedded.chunk(groups), longest)]
     return torch.cat(parts)[torch.argsort(order)]
 
 
-def _text(tower: TextTransformer, tokens: Tensor, masks: TowerMasks) -> Tensor:
+def _text(tower: TextTransformer, tokens: Tensor, masks: TowerMasks, embedded: Tensor | None = None) -> Tensor:
     dtype, (n, length) = tower.transformer.get_cast_dtype(), tokens.shape
-    x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    x = (tower.token_embedding(tokens) if embedded is None else embedded).to(dtype) + tower.positional_embedding[:length].to(dtype)
     x = masks.residual(x)
     causal, blocks = tower.attn_mask is not None, tower.transformer.resblocks
     if tower.pool_type == "last":

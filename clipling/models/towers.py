@@ -7,7 +7,8 @@ computes nothing else. Both are exact up to rounding, and about ten times as qui
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +16,43 @@ from open_clip.hf_model import ClsLastHiddenStatePooler, ClsPooler, HFTextEncode
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # Encoders whose positions count from the left and whose attention masks the padding: a shorter row gives the same.
 MASKED_ENCODERS = ("bert", "roberta", "xlm-roberta")
 POOLED_POSITIONS = ("argmax", "eos", "first")
 
 
-def text_features(tower: nn.Module, tokens: Tensor) -> Tensor:
+Forward = Callable[..., Tensor]
+
+
+def text_features(tower: nn.Module, tokens: Tensor, forward: Forward | None = None) -> Tensor:
     """What `tower(tokens)` gives, up to rounding, without the cost of padding.
 
     tokens int64 [n, L], L <= the tower's context length; returns [n, d]. Towers whose result depends on the padding (not
-    causal and without a padding mask, as MobileCLIP's) are not cut.
+    causal and without a padding mask, as MobileCLIP's) are not cut. forward: a compiled `_cut_forward`.
     """
+    forward = forward or _cut_forward
     lengths = needed_lengths(tower, tokens)
     if lengths is None:
         return _first(tower(tokens))
     groups = _groups(len(tokens), tokens.device)
     if groups == 1:
-        return _cut_forward(tower, tokens[:, : int(lengths.max())])
+        return forward(tower, tokens[:, : int(lengths.max())])
     order = torch.argsort(lengths, stable=True)
     longest = [int(part[-1]) for part in lengths[order].chunk(groups)]
-    parts = [_cut_forward(tower, rows[:, :cut]) for rows, cut in zip(tokens[order].chunk(groups), longest)]
+    rows = tokens[order, : longest[-1]]
+    embedded = _embedded(tower, rows)
+    parts = [
+        forward(tower, ids[:, :cut], None if x is None else x[:, :cut])
+        for ids, x, cut in zip(rows.chunk(groups), [None] * groups if embedded is None else embedded.chunk(groups), longest)
+    ]
     return torch.cat(parts)[torch.argsort(order)]
+
+
+def _embedded(tower: nn.Module, tokens: Tensor) -> Tensor | None:
+    """Token embeddings of all groups in one look-up: each would have a gradient of the whole table. None where the tower looks them up."""
+    return tower.token_embedding(tokens) if isinstance(tower, TextTransformer) and tower.attn_mask is not None else None
 
 
 def needed_lengths(tower: nn.Module, tokens: Tensor) -> Tensor | None:
@@ -76,19 +92,20 @@ def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _cut_forward(tower: nn.Module, tokens: Tensor) -> Tensor:
-    """The features of rows that are already cut to a common length."""
+def _cut_forward(tower: nn.Module, tokens: Tensor, embedded: Tensor | None = None) -> Tensor:
+    """The features of rows that are already cut to a common length; `embedded` [n, L, w] where their tokens were looked up already."""
     if not isinstance(tower, TextTransformer) or tower.attn_mask is None:
         return _first(tower(tokens))
     dtype = tower.transformer.get_cast_dtype()
     length = tokens.shape[1]
-    x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    x = (tower.token_embedding(tokens) if embedded is None else embedded).to(dtype) + tower.positional_embedding[:length].to(dtype)
     end = _pooled_position(tower, tokens)
     blocks = list(tower.transformer.resblocks)
-    if all(map(_plain, blocks)) and not tower.transformer.grad_checkpointing:
+    if all(map(_plain, blocks)):
+        call = _made_again if tower.transformer.grad_checkpointing else _called
         for block in blocks[:-1]:
-            x = _causal_block(block, x)
-        pooled = _pooled_block(blocks[-1], x, end)
+            x = call(_causal_block, block, x)
+        pooled = call(_pooled_block, blocks[-1], x, end)
     else:
         # open_clip 3.3 does not cut its causal mask to the tokens at hand, so the tower's own forward would fail here.
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
@@ -97,6 +114,15 @@ def _cut_forward(tower: nn.Module, tokens: Tensor) -> Tensor:
     if tower.text_projection is None:
         return pooled
     return tower.text_projection(pooled) if isinstance(tower.text_projection, nn.Linear) else pooled @ tower.text_projection
+
+
+def _called(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return function(*arguments)
+
+
+def _made_again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The same, with what is inside made again in the backward pass (recompute.py)."""
+    return checkpoint(function, *arguments, use_reentrant=False)
 
 
 def _plain(block: nn.Module) -> bool:

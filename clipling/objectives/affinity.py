@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipling.errors import UserError
-from clipling.objectives.infonce import full, similarity
+from clipling.objectives.infonce import full, in_blocks, similarity
 from clipling.objectives.one_teacher import teacher_names
 from clipling.objectives.options import one_of
 from clipling.objectives.term import Batch, Term
@@ -58,18 +58,24 @@ class Affinity(Term):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         view = batch.main
         scale = batch.scale if self.scale is None else self.scale
-        image = scaled(view.image, view.text_all, scale)
-        text = scaled(view.text, view.image_all, scale)
-        loss = soft_cross_entropy(image, self.targets(batch, "image", "text"), self.kl)
-        return {"affinity": (loss + soft_cross_entropy(text, self.targets(batch, "text", "image"), self.kl)) / 2}
+
+        def side(rows: str, columns: str) -> Tensor:
+            def part(block: slice) -> Tensor:
+                logits = scaled(getattr(view, rows)[block], getattr(view, f"{columns}_all"), scale)
+                return soft_cross_entropy(logits, self.targets(batch, rows, columns, block), self.kl) * (len(logits) / n)
+
+            return in_blocks(part, n, len(view.text_all))
+
+        n = len(view.image)
+        return {"affinity": (side("image", "text") + side("text", "image")) / 2}
 
     @torch.no_grad()
-    def targets(self, batch: Batch, rows: str, columns: str) -> Tensor:
-        """[n, N] probabilities of all teachers together: their local `rows` over all `columns` ("image", "text")."""
+    def targets(self, batch: Batch, rows: str, columns: str, block: slice = slice(None)) -> Tensor:
+        """[n, N] probabilities of all teachers together: their local `rows` (those of a block) over all `columns` ("image", "text")."""
         logits = []
         for teacher in batch.teachers.values():
             scale = teacher.scale if self.teacher_scale is None else self.teacher_scale
-            logits.append(scaled(getattr(teacher, rows), getattr(teacher, f"{columns}_all"), scale))
+            logits.append(scaled(getattr(teacher, rows)[block], getattr(teacher, f"{columns}_all"), scale))
         if self.average == "logits_concat":
             return torch.stack(logits).sum(dim=0).softmax(dim=1)
         return torch.stack([one.softmax(dim=1) for one in logits]).mean(dim=0)

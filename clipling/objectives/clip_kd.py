@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clipling.objectives.affinity import scaled, soft_cross_entropy
 from clipling.objectives.contrastive import Same
 from clipling.objectives.gradient_distillation import GD
-from clipling.objectives.infonce import cells, full, info_nce, similarity
+from clipling.objectives.infonce import cells, contrast, full, in_blocks, similarity
 from clipling.objectives.one_teacher import SIDES, InItsSpace, Mode, OneTeacher, OwnScale, teacher_names, unit_of
 from clipling.objectives.options import one_of
 from clipling.objectives.term import Batch
@@ -32,10 +32,17 @@ class CRD(OneTeacher):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         view, taught = batch.main, self.taught(batch)
-        image = scaled(taught.image, taught.text_all, taught.scale).softmax(dim=1)
-        text = scaled(taught.text, taught.image_all, taught.scale).softmax(dim=1)
-        image = soft_cross_entropy(similarity(view.image, view.text_all, batch.scale), image, kl=True)
-        return {"crd": (image + soft_cross_entropy(similarity(view.text, view.image_all, batch.scale), text, kl=True)) / 2}
+        n = len(view.image)
+
+        def side(rows: str, columns: str) -> Tensor:
+            def part(block: slice) -> Tensor:
+                its = scaled(getattr(taught, rows)[block], getattr(taught, f"{columns}_all"), taught.scale).softmax(dim=1)
+                own = similarity(getattr(view, rows)[block], getattr(view, f"{columns}_all"), batch.scale)
+                return soft_cross_entropy(own, its, kl=True) * (len(own) / n)
+
+            return in_blocks(part, n, len(view.text_all))
+
+        return {"crd": (side("image", "text") + side("text", "image")) / 2}
 
 
 class FD(InItsSpace):
@@ -86,8 +93,8 @@ class ICL(InItsSpace):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         view, taught, scale = batch.main, self.taught(batch), self.scale()
         masks = {"ignored" if self.same == "ignore" else "positives": cells(batch.same)}
-        image = info_nce(similarity(self.lifted("image", view.image), taught.text_all, scale), batch.target, **masks)
-        text = info_nce(similarity(self.lifted("text", view.text), taught.image_all, scale), batch.target, **masks)
+        image = contrast(self.lifted("image", view.image), taught.text_all, scale, batch.target, **masks)
+        text = contrast(self.lifted("text", view.text), taught.image_all, scale, batch.target, **masks)
         return {"icl": (image + text) / 2}
 
     def parameter_groups(self) -> Iterable[dict]:
@@ -124,8 +131,8 @@ class AFD(OneTeacher):
         text = self._fused("text", view.text_all, taught.text_all)
         local = slice(batch.first, batch.first + len(batch.pair))
         masks = {"ignored" if self.same == "ignore" else "positives": cells(batch.same)}
-        loss = info_nce(similarity(image[local], text, scale), batch.target, **masks)
-        return {"afd": (loss + info_nce(similarity(text[local], image, scale), batch.target, **masks)) / 2}
+        loss = contrast(image[local], text, scale, batch.target, **masks)
+        return {"afd": (loss + contrast(text[local], image, scale, batch.target, **masks)) / 2}
 
     def _fused(self, side: str, own: Tensor, its: Tensor) -> Tensor:
         return unit_of(self.fusion[side], torch.cat([full(own), its.to(full(own).dtype)], dim=1))

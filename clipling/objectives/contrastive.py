@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipling.objectives.infonce import cells, info_nce, similarity
+from clipling.objectives.infonce import cells, contrast, in_blocks, similarity, within
 from clipling.objectives.term import Batch, Term
 
 Same = Literal["ignore", "positive"]
@@ -32,8 +32,8 @@ class Clip(Term):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         view, target = batch.main, batch.target
         masks = {"ignored" if self.same == "ignore" else "positives": cells(batch.same)}
-        image = info_nce(similarity(view.image, view.text_all, batch.scale), target, **masks)
-        text = info_nce(similarity(view.text, view.image_all, batch.scale), target, **masks)
+        image = contrast(view.image, view.text_all, batch.scale, target, **masks)
+        text = contrast(view.text, view.image_all, batch.scale, target, **masks)
         return {"clip": (image + text) / 2}
 
 
@@ -50,16 +50,21 @@ class SigLip(Term):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         if batch.bias is None:
             raise ValueError("SigLip needs a student with a logit_bias: set `init_logit_bias` (-10) in its model_cfg")
-        view, mask = batch.main, cells(batch.same)
-        logits = similarity(view.image, view.text_all, batch.scale) + batch.bias
-        labels = -torch.ones_like(logits)
-        labels[torch.arange(len(labels), device=labels.device), batch.target] = 1
-        if mask is not None and self.same == "positive":
-            labels[mask] = 1
-        loss = F.logsigmoid(labels * logits)
-        if mask is not None and self.same == "ignore":
-            loss = loss.index_put(mask, loss.new_zeros(()))
-        return {"siglip": -loss.sum() / len(logits)}
+        view, same, target, bias = batch.main, cells(batch.same), batch.target, batch.bias
+
+        def part(block: slice) -> Tensor:
+            mask = within(same, block)
+            logits = similarity(view.image[block], view.text_all, batch.scale) + bias
+            labels = -torch.ones_like(logits)
+            labels[torch.arange(len(labels), device=labels.device), target[block]] = 1
+            if mask is not None and self.same == "positive":
+                labels[mask] = 1
+            loss = F.logsigmoid(labels * logits)
+            if mask is not None and self.same == "ignore":
+                loss = loss.index_put(mask, loss.new_zeros(()))
+            return -loss.sum()
+
+        return {"siglip": in_blocks(part, len(target), len(view.text_all)) / len(target)}
 
 
 def _check(same: str) -> Same:

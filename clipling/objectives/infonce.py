@@ -3,15 +3,22 @@
 Masks are cells: two index tensors (rows, columns), because false negatives are few: what is not masked costs nothing,
 and a batch without any takes the plain path bit for bit. Similarities are computed in fp32 or better, also under
 autocast: at a scale of 100 half precision would lose the differences that the loss is made of.
+
+Up to `MOST_LOGITS` similarities are made at once. Above that they are made in blocks of rows, and made again block by block in the
+backward pass (`in_blocks`), so that a batch of N pairs never needs its N x N matrix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Cells = tuple[Tensor, Tensor]  # rows [c], columns [c]: no cell twice
+MOST_LOGITS = 2**24  # 64 MiB of fp32: one block up to a batch of 4,096
 
 
 def full(x: Tensor) -> Tensor:
@@ -50,11 +57,52 @@ def info_nce(logits: Tensor, target: Tensor, positives: Cells | None = None, ign
     return info_nce_rows(logits, target, positives, ignored).mean()
 
 
+def contrast(
+    rows: Tensor, columns: Tensor, scale: Tensor, target: Tensor, positives: Cells | None = None, ignored: Cells | None = None
+) -> Tensor:
+    """`info_nce(similarity(rows, columns, scale), target, ...)` of rows [n, d] and columns [N, d], in blocks where there are many."""
+    if len(row_blocks(len(rows), len(columns))) == 1:
+        return info_nce(similarity(rows, columns, scale), target, positives, ignored)
+
+    def part(block: slice) -> Tensor:
+        logits = similarity(rows[block], columns, scale)
+        return info_nce_rows(logits, target[block], within(positives, block), within(ignored, block)).sum()
+
+    return in_blocks(part, len(rows), len(columns)) / len(rows)
+
+
+def in_blocks(part: Callable[[slice], Tensor], rows: int, columns: int) -> Tensor:
+    """The sum of `part(block)` over blocks of rows, where a part makes [block, columns] logits: a scalar.
+
+    With more than one block, what a part makes is dropped after its forward pass and made again in its backward pass: memory is
+    that of one block. One block is the plain call. A part must draw nothing at random.
+    """
+    blocks = row_blocks(rows, columns)
+    if len(blocks) == 1:
+        return part(blocks[0])
+    return torch.stack([checkpoint(part, block, use_reentrant=False, preserve_rng_state=False) for block in blocks]).sum()
+
+
+def row_blocks(rows: int, columns: int) -> list[slice]:
+    """Consecutive slices of the rows with at most `MOST_LOGITS` cells (but at least one row) each; one slice when all fit."""
+    size = max(1, rows if rows * columns <= MOST_LOGITS else MOST_LOGITS // columns)
+    return [slice(start, min(start + size, rows)) for start in range(0, max(rows, 1), size)]
+
+
+def within(found: Cells | None, block: slice) -> Cells | None:
+    """The cells of some rows, counted from the block's first row; None when there are none."""
+    if found is None:
+        return None
+    keep = (found[0] >= block.start) & (found[0] < block.stop)
+    rows, columns = found[0][keep] - block.start, found[1][keep]
+    return (rows, columns) if rows.numel() else None
+
+
 def cells(mask: Tensor | None) -> Cells | None:
-    """The True cells of a mask [n, N]; None when it has none, so that callers take the plain path."""
+    """The True cells of a mask [n, N], dense or sparse (COO); None when it has none, so that callers take the plain path."""
     if mask is None:
         return None
-    rows, columns = mask.nonzero(as_tuple=True)
+    rows, columns = mask.coalesce().indices() if mask.is_sparse else mask.nonzero(as_tuple=True)
     return (rows, columns) if rows.numel() else None
 
 

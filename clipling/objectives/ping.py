@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clipling.objectives.infonce import Cells, cells, cells_equal, full, info_nce_rows
+from clipling.objectives.infonce import Cells, cells, cells_equal, full, in_blocks, info_nce_rows, within
 from clipling.objectives.term import Batch, Term
 
 # part: the InfoNCEs whose half sum it is, each (student's side, side of the bank, space in which the neighbour was found)
@@ -131,12 +131,17 @@ class Ping(Term):
         if table.columns is not None:
             queries = queries.only(table.columns if self.symmetric else table.rows)
         rows = queries.only(table.local) if self.symmetric else queries
-        logits = _similarity(rows, targets, scale)
-        loss = info_nce_rows(logits, table.target, table.positives, table.ignored).sum()
+
+        def forth(block: slice) -> Tensor:
+            return _summed(_similarity(rows.only(block), targets, scale), table, table.ignored, block)
+
+        def back(block: slice) -> Tensor:
+            return _summed(_similarity(queries, targets[table.local][block], scale).T, table, table.ignored_back, block)
+
+        count = len(table.target)
+        loss = in_blocks(forth, count, table.size)
         if self.symmetric:
-            logits = _similarity(queries, targets[table.local], scale).T
-            back = info_nce_rows(logits, table.target, table.positives, table.ignored_back).sum()
-            loss = (loss + back) / 2
+            loss = (loss + in_blocks(back, count, table.size)) / 2
         return loss / table.divisor
 
 
@@ -165,6 +170,11 @@ def _similarity(queries: _Queries, targets: Tensor, scale: Tensor) -> Tensor:
         return queries.rows @ targets.T * (scale * queries.unit)[:, None]
 
 
+def _summed(logits: Tensor, table: _Table, ignored: Cells | None, block: slice) -> Tensor:
+    """The summed cross-entropies of a block of the local rows."""
+    return info_nce_rows(logits, table.target[block], within(table.positives, block), within(ignored, block)).sum()
+
+
 @dataclass(frozen=True)
 class _Table:
     """What one neighbour space says about the rows of a batch, for all losses that use it.
@@ -185,7 +195,7 @@ class _Table:
 
 def _table(batch: Batch, space: str, symmetric: bool) -> _Table:
     found = batch.neighbours[space]
-    ids, own, others, same = found.ids, batch.pair_all, found.others, batch.same
+    ids, own, others, alike = found.ids, batch.pair_all, found.others, cells(batch.same)
     n, first, total = len(batch.pair), batch.first, len(ids)
     rows = columns = None
     local = slice(first, first + n)
@@ -193,11 +203,9 @@ def _table(batch: Batch, space: str, symmetric: bool) -> _Table:
         columns = (ids >= 0).nonzero().squeeze(1)
         start, stop = torch.searchsorted(columns, columns.new_tensor([first, first + n])).tolist()
         local, rows = slice(start, stop), columns[start:stop] - first
-        ids, own, others = ids[columns], own[columns], others[columns]
-        same = None if same is None else same[rows][:, columns]
+        ids, own, others, alike = ids[columns], own[columns], others[columns], _among(alike, rows, columns, n, total)
     target = torch.arange(local.start, local.stop, device=ids.device)
     banned = torch.cat([own[:, None], others], dim=1)
-    alike = cells(same)
     ignored = _different(ids, local, _joined(cells_equal(banned[local], ids), alike))
     back = None
     if symmetric:
@@ -216,6 +224,20 @@ def _table(batch: Batch, space: str, symmetric: bool) -> _Table:
         ignored=ignored,
         ignored_back=back,
     )
+
+
+def _among(found: Cells | None, rows: Tensor, columns: Tensor, n: int, total: int) -> Cells | None:
+    """Cells of [n, N] among some of its rows and columns, counted there."""
+    if found is None:
+        return None
+    places = []
+    for numbers, size in ((rows, n), (columns, total)):
+        place = numbers.new_full((size,), -1)
+        place[numbers] = torch.arange(len(numbers), device=numbers.device)
+        places.append(place)
+    i, j = places[0][found[0]], places[1][found[1]]
+    keep = (i >= 0) & (j >= 0)
+    return _some((i[keep], j[keep]))
 
 
 def _joined(one: Cells, other: Cells | None) -> Cells:

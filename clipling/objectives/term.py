@@ -66,7 +66,9 @@ class Batch:
     step: int = 0
     first: int = 0
     bias: Tensor | None = None  # scalar: the student's logit_bias (SigLIP), with gradient
-    same: Tensor | None = None  # [n, N] bool: not negatives of each other (never the row itself); None when there are none
+    # [n, N] bool: not negatives of each other (never the row itself); None when there are none. In very large batches a sparse tensor:
+    # `infonce.cells` reads both.
+    same: Tensor | None = None
     neighbours: dict[str, Neighbours] = field(default_factory=dict)  # spaces: "image", "text", "self"
     teachers: dict[str, TeacherView] = field(default_factory=dict)  # by the recipe's names, in its order
 

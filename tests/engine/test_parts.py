@@ -85,7 +85,7 @@ def test_same_mask_equals_brute_force(links, data):
         if mask is None:
             assert not expected.any()
         else:
-            assert (mask == expected).all()
+            assert (mask.numpy() == expected).all()
 
 
 def test_average_of_weights_and_its_place_in_the_model():

@@ -147,7 +147,7 @@ def test_padding_costs_nothing(monkeypatch):
     student = vit()
     seen = []
     real = masked._text
-    monkeypatch.setattr(masked, "_text", lambda tower, ids, masks: seen.append(tuple(ids.shape)) or real(tower, ids, masks))
+    monkeypatch.setattr(masked, "_text", lambda tower, ids, *more: seen.append(tuple(ids.shape)) or real(tower, ids, *more))
     ids = making.tokens(128, longest=60)
     with torch.no_grad(), student.masked(random_masks(student, "soft")):
         grouped = student.encode_text(ids)

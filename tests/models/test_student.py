@@ -48,6 +48,26 @@ def test_stock_open_clip_opens_it_with_equal_embeddings(tmp_path, config, vocabu
     assert list(preprocess.transforms[-1].mean) == student.preprocess_cfg["mean"]
 
 
+@pytest.mark.parametrize("at_once", [3, 1000])
+def test_tokens_that_are_kept_are_short_and_give_the_same(monkeypatch, at_once):
+    from clipling.models import dual
+
+    monkeypatch.setattr(dual, "TOKENISED_AT_ONCE", at_once)
+    student = new_student(tiny()).eval()
+    kept, whole = student.tokenise_all(CAPTIONS), student.tokenise(CAPTIONS)
+    assert kept.dtype == torch.int32
+    assert kept.shape == (len(CAPTIONS), int((whole.argmax(dim=1) + 1).max()))
+    assert torch.equal(kept.long(), whole[:, : kept.shape[1]])
+    with torch.no_grad():
+        torch.testing.assert_close(student.encode_text(kept.long()), student.encode_text(whole), atol=1e-6, rtol=0)
+    assert student.tokenise_all([]).shape[0] == 0
+
+
+def test_tokens_of_a_tower_that_sees_padding_are_not_cut():
+    student = new_student(tiny(no_causal_mask=True, pool_type="last"))
+    assert student.tokenise_all(CAPTIONS).shape[1] == student.context_length
+
+
 def test_normalise_is_what_stock_preprocessing_does():
     from torchvision.transforms import Compose, Normalize, ToTensor
 

@@ -123,11 +123,26 @@ def test_cut_length_is_what_is_run(monkeypatch):
     """No more positions go through the tower than the longest text of a group has."""
     seen = []
     real = towers._cut_forward
-    monkeypatch.setattr(towers, "_cut_forward", lambda tower, ids: seen.append(tuple(ids.shape)) or real(tower, ids))
+    monkeypatch.setattr(towers, "_cut_forward", lambda tower, ids, *more: seen.append(tuple(ids.shape)) or real(tower, ids, *more))
     ids = tokens(128, longest=60)
     towers.text_features(made(), ids)
     ends = (ids.argmax(-1) + 1).sort().values.chunk(4)
     assert seen == [(32, int(end[-1])) for end in ends]
+
+
+def test_tokens_are_looked_up_once_for_all_groups_with_the_same_gradients():
+    """Each look-up has a gradient of the size of the whole table."""
+    tower, ids, looked_up = made(), tokens(128, longest=60), []
+    tower.token_embedding.register_forward_hook(lambda *_: looked_up.append(1))
+    weight = torch.randn(128, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for features in (towers.text_features(tower, ids), towers._cut_forward(tower, ids[:, :62])):
+        tower.zero_grad()
+        (features.sum(dim=1) * weight).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in tower.named_parameters()})
+    assert len(looked_up) == 2
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_students_text_embedding_is_stock():

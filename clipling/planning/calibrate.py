@@ -1,0 +1,205 @@
+"""Short measurements on this machine: how quick training, frozen encoders, matrix products and decoding are."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipling.build import make_objective
+from clipling.data.images import decode
+from clipling.data.loader import HostBatch
+from clipling.data.views import eval_pixels
+from clipling.engine.batch import BatchMaker
+from clipling.engine.compute import prepare
+from clipling.engine.memory import freed_memory_kept
+from clipling.engine.optim import build_optimiser, set_rate
+from clipling.engine.runtime import Runtime
+from clipling.engine.step import Stepper
+from clipling.errors import UserError
+from clipling.models.dual import Student
+from clipling.models.hub import new_student
+from clipling.objectives.contrastive import Clip
+from clipling.objectives.term import Objective
+from clipling.planning.hours import Rates
+from clipling.planning.sizes import Shape
+from clipling.recipe import Recipe
+from clipling.starts import student_config
+
+SECONDS = 2.0  # of each measurement
+MOST_AT_ONCE = 64  # pairs of a measured step
+GEMM = 1024
+PICTURE = 256
+WORDS = ("a", "small", "brown", "dog", "runs", "over", "the", "wet", "sand", "of", "a", "wide", "beach", "at", "dusk")
+FORWARD_AND_BACKWARD = 3  # passes of the forward's cost
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a plan is made from."""
+
+    shape: Shape
+    rates: Rates
+    device: str
+    threads: int
+
+
+def calibrate(recipe: Recipe, captions: float = 1.0, seconds: float = SECONDS) -> Calibration:
+    """Measures the recipe's student and encoders on made-up pairs, `seconds` each. captions: of a pair.
+
+    Raises UserError for a recipe whose student is cut out of a teacher: there is nothing to measure yet.
+    """
+    spec = recipe.student
+    if spec.inherit is not None or spec.text != "config" or spec.space != "own" or spec.config in ("init", "inherit"):
+        raise UserError(
+            f"the recipe {recipe.name!r} makes its student from a model that is opened only in training. Plan with a student of its size: "
+            "--set student.config=NAME student.inherit=null student.text=config student.space=own"
+        )
+    runtime = Runtime(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    student = new_student(student_config(recipe, {}), seed=recipe.seed).to(runtime.device).train()
+    with freed_memory_kept():
+        train, per_sample = training(student, recipe, runtime, seconds)
+        image, text, dims, flop = encoders(recipe, seconds)
+    shape = Shape(
+        parameters=student.sizes()["total"],
+        heads=heads(recipe, student, dims),
+        image_size=student.image_size,
+        context_length=student.context_length,
+        batch=recipe.optimiser.batch if recipe.optimiser.micro_batch is None else recipe.optimiser.micro_batch,
+        sample_bytes=per_sample,
+        captions=captions,
+        crops=recipe.data.crop[0] < 1,
+        ema=recipe.optimiser.ema is not None,
+        image_dim=dims["image"],
+        text_dim=dims["text"],
+        views=recipe.guide.views if recipe.guide and recipe.guide.active == "views" else 0,
+        k=recipe.guide.k if recipe.guide else 0,
+        by_caption=bool(recipe.guide and recipe.guide.query == "caption"),
+    )
+    own_flop = train_flop(student)
+    if recipe.guide is not None and recipe.guide.active == "online":  # the frozen encoder sees every crop
+        train, own_flop = 1 / (1 / train + 1 / image), own_flop + flop[0]
+    rates = Rates(train, gemm(runtime.device, seconds), decoding(student.image_size, seconds), own_flop, image, text, *flop)
+    return Calibration(shape, rates, runtime.device.type, torch.get_num_threads())
+
+
+def rate(call: Callable[[], object], count: int, seconds: float) -> float:
+    """Times a second that `count` things are done: the median of calls for about `seconds`, after one that does not count."""
+    call()
+    spent: list[float] = []
+    began = time.perf_counter()
+    while len(spent) < 2 or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - start)
+    return count / statistics.median(spent)
+
+
+def training(student: Student, recipe: Recipe, runtime: Runtime, seconds: float) -> tuple[float, float]:
+    """Pairs a second of a training step (loss of `clip`: guidance adds a few percent), and bytes of activations of one pair."""
+    n = min(MOST_AT_ONCE, recipe.optimiser.batch)
+    objective = Objective({"clip": Clip()}, {"clip": 1.0})
+    prepare(student, objective, recipe.compute)
+    host = made_up(student, n)
+    stepper = Stepper(student, objective, BatchMaker(None, [], runtime), runtime, recipe.seed, None, recipe.optimiser.autocast)
+    optimiser = build_optimiser(student, objective, recipe.optimiser)
+    set_rate(optimiser, 1e-5)
+
+    def step() -> None:
+        stepper(host, measure=False)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return rate(step, n, seconds), activation_bytes(student, host) / n
+
+
+def activation_bytes(student: Student, host: HostBatch) -> float:
+    """Bytes that a forward pass of both towers keeps for the backward pass, weights not counted."""
+    weights = {p.untyped_storage().data_ptr() for p in student.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        held = student.encode_image(student.normalise(host.images)), student.encode_text(host.tokens)
+    del held
+    return float(sum(kept.values()))
+
+
+def train_flop(student: Student) -> float:
+    """FLOP of one pair, forward and backward."""
+    host = made_up(student, 8)
+    with FlopCounterMode(display=False) as counted, student.evaluating():
+        student.encode_image(student.normalise(host.images))
+        student.encode_text(host.tokens)
+    return FORWARD_AND_BACKWARD * counted.get_total_flops() / 8
+
+
+def made_up(student: Student, n: int) -> HostBatch:
+    """A batch of noise with captions of 5 to 15 words."""
+    size, rng = student.image_size, np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+    tokens = student.tokenise([" ".join(WORDS[: 5 + i % 11]) for i in range(n)])
+    numbers = np.arange(n, dtype=np.int64)
+    return HostBatch(0, 0, 0.0, numbers, numbers, numbers, tokens, images, np.zeros((n, 4)), np.zeros(n, dtype=bool))
+
+
+def encoders(recipe: Recipe, seconds: float) -> tuple[float, float, dict[str, int], tuple[float, float]]:
+    """Pictures and captions a second of the recipe's frozen encoders, their sizes and FLOP of one; zeros without a guide."""
+    spec = recipe.guide
+    if spec is None:
+        return 0.0, 0.0, {"image": 0, "text": 0}, (0.0, 0.0)
+    from clipling.guides.encoders import open_image_encoder, open_text_encoder
+
+    image, text = open_image_encoder(spec.image_encoder, spec.image_size), open_text_encoder(spec.text_encoder)
+    side = image.preprocess["size"]
+    pictures = torch.randint(0, 256, (16, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    texts = [" ".join(WORDS[: 5 + i % 11]) for i in range(64)]
+    with FlopCounterMode(display=False) as image_flop:
+        image.encode(pictures)
+    with FlopCounterMode(display=False) as text_flop:
+        text.encode(texts)
+    rates = rate(lambda: image.encode(pictures), 16, seconds), rate(lambda: text.encode(texts), 64, seconds)
+    return *rates, {"image": image.dim, "text": text.dim}, (image_flop.get_total_flops() / 16, text_flop.get_total_flops() / 64)
+
+
+def heads(recipe: Recipe, student: Student, dims: dict[str, int]) -> int:
+    """Parameters of the terms. Those of terms that need a teacher's sizes are not known before it is opened, and not counted."""
+    if recipe.teachers:
+        return 0
+    guide = SimpleNamespace(dims={side: size for side, size in dims.items() if size}) if recipe.guide else None
+    return sum(p.numel() for p in make_objective(recipe, student, guide).parameters())
+
+
+def gemm(device: torch.device, seconds: float) -> float:
+    """FLOP a second of fp32 matrix products."""
+    one = torch.rand(GEMM, GEMM, device=device)
+    return rate(lambda: float((one @ one.T)[0, 0]), 2 * GEMM**3, min(seconds, 1.0))
+
+
+def decoding(size: int, seconds: float) -> float:
+    """Pictures of 256 pixels a second that one core decodes and resizes to the student's size."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((PICTURE, PICTURE), Image.Resampling.BICUBIC)
+    held = io.BytesIO()
+    smooth.save(held, "JPEG", quality=90)
+    cfg = {"size": round(size * 1.25), "resize_mode": "squash"}
+
+    def some() -> None:
+        for _ in range(8):
+            eval_pixels(decode(held.getvalue()), cfg)
+
+    return rate(some, 8, min(seconds, 1.0))

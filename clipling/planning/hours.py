@@ -1,0 +1,70 @@
+"""How long the parts of a training take, as formulas of the number of pairs and of rates that were measured or stated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from clipling.planning.machines import UTILISATION, Machine
+from clipling.planning.sizes import Shape, decoded
+
+EXACT_UP_TO = 200_000  # guides/neighbours.py
+EXACT_SHARE = 0.7  # of a matrix product's speed that the exact search reaches (benchmarks: neighbours)
+# guides/approximate.py: 4 sqrt(P) cells, of which one in 32 and at least 16 are looked through.
+CELLS, PROBE_SHARE, LEAST_PROBES = 4, 32, 16
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Work of one pair in FLOP (forward and backward; of the frozen encoders forward), and how much is done in a second.
+
+    train: pairs a second. image, text: pictures and captions of the frozen encoders a second (0 without a guide). gemm: FLOP/s of fp32
+    matrix products. decode: pictures a second of one core.
+    """
+
+    train: float
+    gemm: float
+    decode: float
+    train_flop: float
+    image: float = 0.0
+    text: float = 0.0
+    image_flop: float = 0.0
+    text_flop: float = 0.0
+
+    def on(self, machine: Machine) -> Rates:
+        """The rates of another machine: of its stated peak the assumed share; pictures are decoded by cores like this one's."""
+        if machine.peak is None:
+            return self
+        reached = machine.peak * machine.devices * UTILISATION
+        encoders = {side: reached / flop for side, flop in (("image", self.image_flop), ("text", self.text_flop)) if flop}
+        # Neighbours are searched by one process, in fp32: a sixteenth of a tensor core's bf16 peak, as on an A100 (19.5 of 312).
+        return replace(self, train=reached / self.train_flop, gemm=machine.peak / 16, **encoders)
+
+
+def hours(shape: Shape, rates: Rates, cores: int, pairs: int, epochs: float) -> dict[str, float]:
+    """Hours of each part. Decoding runs beside training, so the slower of the two counts."""
+    once = decoded(shape, pairs) > 0
+    decoding = pairs / (rates.decode * cores)
+    found = {"decoding, once": decoding / 3600} if once else {}
+    if shape.guided:
+        encoding = pairs * (1 + shape.views) / rates.image + pairs * shape.captions / rates.text
+        found["bank"] = max(encoding, decoding) / 3600
+        found["neighbours"] = search_flop(shape, pairs) / rates.gemm / 3600
+    training = epochs * pairs / rates.train
+    found["training"] = max(training, 0.0 if once else epochs * decoding) / 3600
+    return found
+
+
+def search_flop(shape: Shape, pairs: int) -> float:
+    """FLOP of both neighbour tables, divided by the share of a matrix product's speed that the search reaches."""
+    dims = shape.image_dim + shape.text_dim
+    if pairs <= EXACT_UP_TO:
+        return 2 * dims * float(pairs) ** 2 / EXACT_SHARE
+    cells = CELLS * math.sqrt(pairs)
+    looked_at = max(pairs / PROBE_SHARE, LEAST_PROBES * pairs / cells)
+    return 2 * dims * pairs * (cells + looked_at) / EXACT_SHARE
+
+
+def starving(shape: Shape, rates: Rates, cores: int, pairs: int) -> bool:
+    """Whether decoding pictures is slower than training on them."""
+    return decoded(shape, pairs) == 0 and rates.decode * cores < rates.train

@@ -1,0 +1,77 @@
+"""Which limit breaks first as pairs grow, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from clipling.planning.hours import EXACT_UP_TO, Rates, hours
+from clipling.planning.machines import Machine
+from clipling.planning.sizes import Shape, disk, peak_memory, training_memory
+
+FEWEST, MOST = 1_000, 10**13
+STEPS = 40  # looked at a factor of ten
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One thing of which there may not be enough. need: of a number of pairs, in `unit`; have: what there is."""
+
+    name: str
+    unit: str
+    have: float
+    need: Callable[[int], float]
+    advice: str
+
+    def most_pairs(self) -> int | None:
+        """Pairs up to which there is enough; None where it never breaks. Needs may fall where a method changes: the first break counts."""
+        below = 0
+        pairs = float(FEWEST)
+        while pairs <= MOST:
+            if self.need(round(pairs)) > self.have:
+                return self._between(below, round(pairs))
+            below, pairs = round(pairs), pairs * 10 ** (1 / STEPS)
+        return None
+
+    def _between(self, fits: int, breaks: int) -> int:
+        while breaks - fits > 1:
+            middle = (fits + breaks) // 2
+            fits, breaks = (middle, breaks) if self.need(middle) <= self.have else (fits, middle)
+        return fits
+
+
+def limits(shape: Shape, rates: Rates, machine: Machine, epochs: float, most_hours: float) -> list[Limit]:
+    """Everything that can break. Device memory does not depend on the pairs: it breaks at once or never."""
+    on_device = machine.device_memory > 0
+    part = lambda name: lambda pairs: hours(shape, rates, machine.cores, pairs, epochs).get(name, 0.0)  # noqa: E731
+    found = [
+        Limit("disk", "bytes", machine.disk, lambda p: sum(disk(shape, p).values()), _disk_advice(shape)),
+        Limit("memory", "bytes", machine.memory, lambda p: peak_memory(shape, p, on_device), _memory_advice(shape)),
+        Limit("hours of training", "hours", most_hours, part("training"), TRAINING),
+    ]
+    if on_device:
+        found.append(Limit("device memory", "bytes", machine.device_memory, lambda p: training_memory(shape), DEVICE))
+    if shape.guided:
+        found += [
+            Limit("hours of the bank", "hours", most_hours, part("bank"), BANK),
+            Limit("hours of neighbours", "hours", most_hours, part("neighbours"), NEIGHBOURS),
+            Limit("exact neighbours", "pairs", EXACT_UP_TO, float, EXACT),
+        ]
+    return found
+
+
+TRAINING = "Train fewer epochs (samples seen, not pairs, cost time), a smaller student, or choose a larger machine (--machine)."
+DEVICE = "Set optimiser.micro_batch (the negatives stay those of the whole batch) or compute.activation_checkpointing=true."
+BANK = "A smaller guide.image_size, fewer views, or `torchrun`: processes share the bank's blocks."
+NEIGHBOURS = "Guide with plain feature supervision alone (objective.ping.weight.nn=0 xnn=0: no tables), or `torchrun`."
+EXACT = "No need to: above it tables are approximate (faiss, recall measured). method='exact' would take time with the square of the pairs."
+
+
+def _disk_advice(shape: Shape) -> str:
+    more = "; the bank grows with guide encoders' sizes and views" if shape.guided else ""
+    return f"`clipling data pack` to smaller pictures, or stream from tars elsewhere (data.source takes several){more}."
+
+
+def _memory_advice(shape: Shape) -> str:
+    more = " The search holds one space's features in RAM: an image encoder with fewer dimensions needs less." if shape.guided else ""
+    return f"Keys, captions and tokens of all pairs are held in RAM: train on a part at a time (data.limit), or a machine with more.{more}"

@@ -1,0 +1,110 @@
+"""How many bytes a recipe leaves on disk and holds in memory, as formulas of the number of pairs. tests/planning compares them with
+real banks, tables and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Of Flickr8k's tars: 0.25 bytes of JPEG a pixel, and 3.5 kB a pair of headers, padding and captions.
+JPEG_BYTES_PER_PIXEL = 0.25
+TAR_BYTES = 3_500
+PACKED_SIDE = 256  # pixels, of `data pack`
+DECODED_LIMIT = 16 * 2**30  # data/pixels.py: a source that would take more is decoded at every step
+# Python's objects of a pair (key, hash, group, picture's place) and of a caption with its tokens: measured, tests/planning.
+PAIR_OBJECTS = 500
+CAPTION_OBJECTS = 150
+TOKEN_BYTES = 4  # of each of a context; fewer where all captions are shorter
+SCORE_BYTES = 2**28  # guides/search.py
+PROCESS_BYTES = 1.0e9  # Python, torch and its libraries
+PAIRS_FILE_ROW = 130  # key, two digests and a count in parquet; digests do not compress
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What sizes depend on, apart from the number of pairs.
+
+    captions: a pair. parameters: of the student with its token rows; heads: of the terms. image_dim, text_dim: of the bank, 0
+    without a guide. crops: whether pictures are held larger than they are seen. sample_bytes: activations of one pair in training.
+    """
+
+    parameters: int
+    heads: int
+    image_size: int
+    context_length: int
+    batch: int
+    sample_bytes: float
+    captions: float = 1.0
+    crops: bool = True
+    ema: bool = False
+    image_dim: int = 0
+    text_dim: int = 0
+    views: int = 0
+    k: int = 0
+    by_caption: bool = False
+    picture_bytes: float = JPEG_BYTES_PER_PIXEL * PACKED_SIDE**2 + TAR_BYTES
+
+    @property
+    def guided(self) -> bool:
+        return self.image_dim > 0
+
+
+def disk(shape: Shape, pairs: int) -> dict[str, float]:
+    """Bytes of everything that a training needs on disk, by what it is."""
+    found = {"pictures": pairs * shape.picture_bytes, "decoded pictures": decoded(shape, pairs)}
+    if shape.guided:
+        found |= {"bank": bank(shape, pairs), "neighbour tables": tables(shape, pairs)}
+    return {**found, "checkpoints": checkpoints(shape)}
+
+
+def decoded(shape: Shape, pairs: int) -> float:
+    """The cache of decoded pictures; 0 where a source is too large for it."""
+    side = round(shape.image_size * 1.25) if shape.crops else shape.image_size
+    wanted = pairs * (3 * side**2 + 8)
+    return wanted if pairs * 3 * side**2 <= DECODED_LIMIT else 0.0
+
+
+def bank(shape: Shape, pairs: int) -> float:
+    """fp16 rows of pictures, captions and views, `valid`, and the file of the pairs."""
+    captions = pairs * shape.captions
+    rows = 2 * shape.image_dim * pairs * (1 + shape.views) + 2 * shape.text_dim * captions
+    return rows + pairs * (1 + PAIRS_FILE_ROW)
+
+
+def tables(shape: Shape, pairs: int) -> float:
+    """Two tables of k neighbours: a number (int64) and a similarity (float64) each."""
+    rows = pairs + pairs * (shape.captions if shape.by_caption else 1)
+    return rows * shape.k * 16
+
+
+def checkpoints(shape: Shape) -> float:
+    """Two checkpoints of weights and AdamW's two moments (and one more while it is written), the best weights and the model."""
+    trained = shape.parameters + shape.heads
+    each = 4 * (3 * trained + (shape.parameters if shape.ema else 0))
+    return 3 * each + 2 * 4 * shape.parameters
+
+
+def memory(shape: Shape, pairs: int) -> dict[str, float]:
+    """Bytes of RAM of one process, by what holds them. Banks and decoded pictures are memory-mapped and need none."""
+    captions = pairs * shape.captions
+    found = {
+        "process": PROCESS_BYTES,
+        "pairs": pairs * PAIR_OBJECTS + captions * (CAPTION_OBJECTS + TOKEN_BYTES * shape.context_length),
+        "order of an epoch": 3 * 8 * pairs,
+    }
+    if shape.guided:
+        # The columns of one space in fp32 beside their fp16 rows; both spaces are searched one after the other.
+        found["search of neighbours"] = pairs * max(shape.image_dim, shape.text_dim) * 6 + SCORE_BYTES
+        found["neighbour tables"] = tables(shape, pairs)
+    return found
+
+
+def training_memory(shape: Shape) -> float:
+    """Weights, gradients, AdamW's moments and the activations of a batch, on the device that trains."""
+    return 16 * (shape.parameters + shape.heads) + shape.batch * shape.sample_bytes
+
+
+def peak_memory(shape: Shape, pairs: int, on_device: bool) -> float:
+    """Most RAM at a time: neighbours are searched before training begins. on_device: whether training has a memory of its own."""
+    held = memory(shape, pairs)
+    fixed = sum(value for name, value in held.items() if name != "search of neighbours")
+    return fixed + max(held.get("search of neighbours", 0.0), 0.0 if on_device else training_memory(shape))

@@ -1,0 +1,101 @@
+"""`clipling plan RECIPE --pairs N`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, UseAppendAction
+
+from clipling.errors import UserError
+
+
+def plan(
+    recipe: Positional[str],
+    /,
+    pairs: str | None = None,
+    machine: str = "this",
+    hours: float = 168.0,
+    disk: str | None = None,
+    memory: str | None = None,
+    captions: float = 1.0,
+    price: float | None = None,
+    student: str | None = None,
+    epochs: float | None = None,
+    batch: int | None = None,
+    set: Annotated[tuple[tuple[str, ...], ...], UseAppendAction] = (),
+    scale: str = "cpu",
+    pilot: str | None = None,
+    data: str | None = None,
+    val: str | None = None,
+    out: Path | None = None,
+    larger: str | None = None,
+    guidance: bool = False,
+    against: tuple[str, ...] = (),
+    threads: int | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Bytes, hours and the limit that breaks first, before you start; with --pilot, what training would reach.
+
+    Args:
+        recipe: A recipe by name (`clipling show recipes`), a .yaml file, or ./file.py:function.
+        pairs: How many pairs, or several numbers: 20000, 10k, 1.5M, 10k,1M,5B. With --pilot: what is forecast (default: all of --data).
+        machine: this (measured now), or t4, l4, rtx4090, a100, h100, 8xa100, 8xh100 (stated rates).
+        hours: More than so many hours of one part count as a limit (default: a week).
+        disk: Free disk, for example 2T, instead of the machine's.
+        memory: RAM, for example 64G, instead of the machine's.
+        captions: Captions of a pair.
+        price: Money an hour of one device.
+        student: A student of the zoo, or a JSON file (`clipling show students`).
+        epochs: Passes over the pairs.
+        batch: Pairs of a step.
+        set: Settings of the recipe, for example --set guide.k=10 (may be repeated).
+        scale: cpu or paper.
+        pilot: Time for small pilot runs on --data, for example 10m or 1h.
+        data: Pairs for the pilots.
+        val: Pairs for validation. Default: a fixed split of --data is held out.
+        out: The folder of the pilots (default: runs/pilot-<recipe>); given again, finished pilots are not repeated.
+        larger: Another student, for one pilot more: what a larger student would add.
+        guidance: One pilot more with the recipe ping: what guidance would add.
+        against: Models that exist (a run, a folder, NAME@TAG of open_clip), measured on the same pairs: should I train at all?
+        threads: Threads of torch (default: OMP_NUM_THREADS, or all cores).
+        json: Print as JSON.
+    """
+    from clipling.planning.calibrate import calibrate
+    from clipling.planning.machines import machine as machine_named
+    from clipling.planning.plan import counts, make_plan, number
+    from clipling.recipe import load_recipe, with_settings
+    from clipling.run import threads as set_threads
+    from clipling.verbs.train import settings_given
+
+    if captions <= 0 or hours <= 0 or (price is not None and price < 0):
+        raise UserError("--captions and --hours must be above 0, --price 0 or more")
+    settings = {"student.config": student, "stages.0.epochs": epochs, "optimiser.batch": batch, "data.source": data, "data.val": val}
+    made = with_settings(load_recipe(recipe, scale=scale), {k: v for k, v in settings.items() if v is not None})
+    made = with_settings(made, settings_given(set))
+    set_threads(threads)
+    if pilot is not None:
+        from clipling.planning.pilot import run_pilot, seconds
+
+        if data is None:
+            raise UserError("--pilot trains small pilots on your pairs: give --data")
+        wanted = None if pairs is None else counts(pairs)
+        return run_pilot(
+            made,
+            out or Path("runs") / f"pilot-{made.name}",
+            seconds(pilot),
+            targets=wanted,
+            larger=larger,
+            guidance=guidance,
+            against=against,
+            quiet=json,
+        )
+    only = {"--data": data, "--val": val, "--out": out, "--larger": larger, "--guidance": guidance or None, "--against": against or None}
+    given = [name for name, value in only.items() if value is not None]
+    if given:
+        raise UserError(f"{', '.join(given)} would be ignored without --pilot. Add --pilot 10m, or leave it out.")
+    if pairs is None:
+        raise UserError("how many pairs? Give --pairs, for example --pairs 1M or --pairs 10k,1M,5B")
+    free = None if disk is None else number(disk, "--disk"), None if memory is None else number(memory, "--memory")
+    chosen = machine_named(machine, *free)
+    return make_plan(made, calibrate(made, captions), chosen, counts(pairs), hours, price)

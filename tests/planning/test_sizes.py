@@ -1,0 +1,174 @@
+"""The formulas against what real pixels, banks, tables, checkpoints and sources take, and what must hold for any number of pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipling.data import pixels as pixels_module
+from clipling.data.pixels import Pixels
+from clipling.data.source import open_pairs
+from clipling.engine.runtime import Runtime
+from clipling.engine.trainer import Trainer
+from clipling.guides import approximate, neighbours, search
+from clipling.guides.bank import build_bank
+from clipling.guides.neighbours import build_table
+from clipling.planning import hours, sizes
+from clipling.planning.hours import Rates
+from clipling.planning.machines import Machine
+from clipling.planning.sizes import Shape
+from clipling.recipe import with_settings
+from clipling.run import make_job
+from tests.guides.making import ToyImages, ToyTexts, source
+from tests.toy import toy_folder
+
+SHAPE = Shape(
+    parameters=2_000_000,
+    heads=400_000,
+    image_size=64,
+    context_length=77,
+    batch=256,
+    sample_bytes=2e6,
+    captions=2.0,
+    image_dim=1280,
+    text_dim=384,
+    k=5,
+)
+RATES = Rates(train=400.0, gemm=5e10, decode=500.0, train_flop=1e8, image=40.0, text=300.0, image_flop=4e8, text_flop=5e8)
+COUNTS = st.integers(1_000, 5_000_000_000)
+
+
+def bytes_below(folder) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_decoded_pictures_take_what_the_formula_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPLING_CACHE", str(tmp_path / "cache"))
+    pairs = source(tmp_path / "pictures", count=40)
+    opened = Pixels.open(pairs, 80, "squash")
+    kept = sum((opened.folder / name).stat().st_size for name in ("pixels.npy", "aspect.npy"))
+    assert kept == pytest.approx(sizes.decoded(SHAPE, 40), abs=2 * 128)
+    assert sizes.DECODED_LIMIT == pixels_module.LIMIT_BYTES
+
+
+def test_a_bank_takes_what_the_formula_says(tmp_path):
+    pairs = source(tmp_path / "pictures", count=300)
+    build_bank(pairs, tmp_path / "bank", image_encoder=ToyImages(640), text_encoder=ToyTexts(384))
+    shape = dataclasses.replace(SHAPE, captions=len(pairs.captions) / 300, image_dim=640, text_dim=384)
+    assert bytes_below(tmp_path / "bank") == pytest.approx(sizes.bank(shape, 300), rel=0.03)
+
+
+@pytest.mark.parametrize("by_caption", [False, True])
+def test_neighbour_tables_take_what_the_formula_says(tmp_path, by_caption):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(800, 16))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    links, valid = [[] for _ in range(400)], np.ones(400, dtype=bool)
+    image = build_table(rows[:400], np.arange(400), links, valid, 5)
+    owner = np.repeat(np.arange(400), 2) if by_caption else None
+    text = build_table(rows if by_caption else rows[:400], np.arange(400), links, valid, 5, owner=owner)
+    image.save(tmp_path / "image.npz")
+    text.save(tmp_path / "text.npz")
+    expected = sizes.tables(dataclasses.replace(SHAPE, by_caption=by_caption), 400)
+    assert bytes_below(tmp_path) == pytest.approx(expected, abs=2 * 2_500), "apart from what each table says about itself"
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_checkpoints_take_what_the_formula_says(tmp_path, toy, ema):
+    changes = {
+        "student.config": "tiny_vit_32",
+        "student.vocabulary": "full",
+        "optimiser.batch": 16,
+        "data.source": str(toy),
+        "data.workers": 0,
+    }
+    recipe = with_settings(load("clip"), {**changes, "stages.0.epochs": 3, "optimiser.ema": 0.9 if ema else None})
+    job = make_job(recipe, tmp_path / "run", Runtime(), quiet=True)
+    job.folder.mkdir(parents=True)
+    Trainer(job).run()
+    kept = bytes_below(tmp_path / "run")
+    shape = dataclasses.replace(SHAPE, parameters=job.student.sizes()["total"], heads=0, ema=ema)
+    # The formula has room for one checkpoint while it is written, and for the model that is saved at the end.
+    writing = sizes.checkpoints(shape) - 4 * shape.parameters - 4 * shape.parameters * (4 if ema else 3)
+    assert kept == pytest.approx(writing, rel=0.03)
+
+
+def load(name):
+    from clipling.recipe import load_recipe
+
+    return load_recipe(name)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return toy_folder(tmp_path_factory.mktemp("toy") / "pairs")
+
+
+def test_pairs_in_memory_take_about_what_the_formula_says(tmp_path):
+    count = 3000
+    (tmp_path / "a.png").write_bytes((toy_folder(tmp_path / "one", count=1) / "0000.png").read_bytes())
+    from PIL import Image
+
+    lines = ["filepath,caption"]
+    for i in range(count):
+        Image.new("RGB", (8, 8), (i % 256, i // 256, 7)).save(tmp_path / f"{i:05d}.png")
+        lines.append(f"{i:05d}.png,a picture of one plain colour and number {i} of many")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    tracemalloc.start()
+    pairs = open_pairs(str(tmp_path / "pairs.csv"))
+    links = pairs.links()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(pairs) == len(links) == count
+    formula = count * (sizes.PAIR_OBJECTS + sizes.CAPTION_OBJECTS)
+    assert 0.5 * formula < held < 1.3 * formula, f"{held / count:.0f} bytes a pair"
+
+
+def test_the_plan_knows_the_numbers_of_the_search():
+    assert neighbours.EXACT_UP_TO["cpu"] == hours.EXACT_UP_TO
+    assert (hours.PROBE_SHARE, hours.LEAST_PROBES) == (approximate.PROBE_SHARE, approximate.LEAST_PROBES)
+    assert sizes.SCORE_BYTES == search.SCORE_BYTES
+
+
+@settings(max_examples=60, deadline=None)
+@given(COUNTS, st.integers(1, 10**9), st.booleans())
+def test_more_pairs_never_take_less(pairs, more, guided):
+    shape = SHAPE if guided else dataclasses.replace(SHAPE, image_dim=0, text_dim=0, k=0)
+    one, other = sizes.disk(shape, pairs), sizes.disk(shape, pairs + more)
+    for name in one.keys() - {"decoded pictures"}:  # kept up to a limit and then not at all
+        assert other[name] >= one[name], name
+    for name, value in sizes.memory(shape, pairs).items():
+        assert sizes.memory(shape, pairs + more)[name] >= value, name
+    before, after = (hours.hours(shape, RATES, 8, p, 20) for p in (pairs, pairs + more))
+    assert after["training"] >= before["training"]
+    assert guided == ("neighbours" in before)
+    if guided:
+        assert after["bank"] >= before["bank"]
+        if (pairs <= hours.EXACT_UP_TO) == (pairs + more <= hours.EXACT_UP_TO):
+            assert after["neighbours"] >= before["neighbours"]
+
+
+def test_exact_tables_take_time_with_the_square_of_the_pairs():
+    assert hours.search_flop(SHAPE, 100_000) == pytest.approx(4 * hours.search_flop(SHAPE, 50_000))
+    assert hours.search_flop(SHAPE, 100_000) == pytest.approx(2 * 1e10 * (1280 + 384) / 0.7)
+
+
+def test_another_machine_has_the_stated_share_of_its_peak():
+    a_machine = Machine("m", "a data sheet", 8, 1e11, 1e12, peak=100e12, devices=2)
+    there = RATES.on(a_machine)
+    assert there.train == pytest.approx(2 * 100e12 * 0.2 / 1e8)
+    assert there.decode == RATES.decode
+    assert RATES.on(dataclasses.replace(a_machine, peak=None)) is RATES
+
+
+def test_loading_starves_a_device_that_is_quicker_than_the_cores():
+    large = 100_000_000
+    assert hours.starving(SHAPE, dataclasses.replace(RATES, train=1e5), 8, large)
+    assert not hours.starving(SHAPE, RATES, 8, large)
+    slow = hours.hours(SHAPE, dataclasses.replace(RATES, train=1e5), 8, large, 10)["training"]
+    assert slow == pytest.approx(10 * large / (500 * 8) / 3600)
