@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clipling.verbs.finetune import finetune
     from clipling.verbs.inspect import inspect
     from clipling.verbs.latency import latency
+    from clipling.verbs.pack import pack
     from clipling.verbs.predict import predict
     from clipling.verbs.report import report
     from clipling.verbs.search_index import search_index
@@ -49,6 +50,7 @@ __all__ = [
     "inspect",
     "latency",
     "load",
+    "pack",
     "predict",
     "report",
     "search_index",

@@ -75,7 +75,7 @@ def _read(file: Any, path: Path, wanted: list[str], columns: Columns, reading: R
     paths = Paths(path.parent)
     for number, record in enumerate(_records(file, wanted)):
         where, written = f"{path.name} row {number}", record[columns.image]
-        if number == 0 and isinstance(written, str) and is_url(written):
+        if number == 0 and isinstance(written, str) and is_url(written) and not options.links:
             raise url_error(str(path), columns.image, columns.caption)
         row = make_row(written, _captions(record, columns), paths, where, reading.problems, options)
         if row is not None:

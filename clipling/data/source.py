@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import astuple
 from pathlib import Path
+from shlex import quote
 
 from clipling.data import index
 from clipling.data.csvlines import SEPARATORS, header_of, read_lines, separator_of
@@ -14,7 +15,7 @@ from clipling.data.jsonl import read_jsonl
 from clipling.data.pairs import Pairs
 from clipling.data.parquet import read_parquet
 from clipling.data.problems import Problems
-from clipling.data.reading import Options, Reading, field_of
+from clipling.data.reading import Options, Reading, field_of, is_url
 from clipling.data.shards import expand_braces, read_shards
 from clipling.data.table import read_table
 from clipling.errors import UserError, near
@@ -59,6 +60,13 @@ def open_pairs(
     problems = Problems(str(spec), found.problems)
     check_usable(problems, len(found.rows), max_bad)
     return Pairs.from_rows(str(spec), found.rows, found.hashes, problems)
+
+
+def read_parts(spec: str, options: Options) -> list[Reading]:
+    """What the readers find in the parts of a spec, before any picture is looked at. Raises UserError as `open_pairs` does."""
+    parts = [resolve(part.strip()) for part in str(spec).split("::")]
+    _refuse_ignored(options, {kind for kind, _ in parts}, spec)
+    return [reading for kind, paths in parts for reading in _read(kind, paths, options)]
 
 
 def check_usable(problems: Problems, good: int, max_bad: float) -> None:
@@ -124,8 +132,11 @@ def resolve(part: str) -> tuple[str, list[Path]]:
         return "demo", [Path(part)]
     if not part:
         raise UserError(f"the source has an empty part. Give {_KINDS}; several are joined by '::'")
-    if part.lower().startswith(("http://", "https://", "s3://", "gs://", "hf://")):
-        raise UserError(f"{part} is not on this machine: download it first, then give the path of the folder or file")
+    if is_url(part):
+        raise UserError(
+            f"{part} is not on this machine: download it first, once, with\n  clipling data pack {quote(part)} FOLDER\n"
+            "(it goes on where it was stopped, and shrinks the pictures to what training needs), then give FOLDER"
+        )
     paths = _files(part)
     if len(paths) == 1 and paths[0].is_dir():
         return _in_folder(paths[0])
