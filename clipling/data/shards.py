@@ -69,10 +69,11 @@ class _Sample:
 def read_shard(path: Path, options: Options) -> Reading:
     """Rows of one tar, in the order of its members, keyed by folder and name up to the first dot.
 
-    A tar that `clipling data pack` made is read by the index beside it. In others, an image is one of MEMBER_IMAGES. Its captions are the field `caption` or `captions` of `.json` (or
-    the field that `caption_column` names: `lang.de` is `de` of the object `lang`), otherwise the lines of `.txt`. The
-    field `group` of `.json` (or another that is named) is the group, `.cls` becomes `extras["cls"]`, other fields
-    become extras. From a truncated tar the whole samples are kept, and a problem tells of it.
+    A tar that `clipling data pack` made is read by the index beside it. In others, an image is one of MEMBER_IMAGES. Its
+    captions are the field `caption` or `captions` of `.json` (or the field that `caption_column` names: `lang.de` is `de`
+    of the object `lang`), otherwise the lines of `.txt`. The field `group` of `.json` (or another that is named) is the
+    group, `.cls` becomes `extras["cls"]`, other fields become extras. From a truncated tar the
+    whole samples are kept, and a problem tells of it.
     """
     path = Path(os.path.abspath(path))
     packed = read_packed(path, options)

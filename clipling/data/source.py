@@ -9,11 +9,12 @@ from pathlib import Path
 from shlex import quote
 
 from clipling.data import index
+from clipling.data.arrow import parquet_files, saved_dataset
 from clipling.data.csvlines import SEPARATORS, header_of, read_lines, separator_of
 from clipling.data.folder import read_folder
 from clipling.data.jsonl import read_jsonl
 from clipling.data.pairs import Pairs
-from clipling.data.parquet import read_parquet
+from clipling.data.parquet import columns_of, read_tables
 from clipling.data.problems import Problems
 from clipling.data.reading import Options, Reading, field_of, is_url
 from clipling.data.shards import expand_braces, read_shards
@@ -23,7 +24,10 @@ from clipling.errors import UserError, near
 _TABLES = (".csv", ".tsv")
 _JSON_LINES = (".jsonl", ".ndjson")
 _IN_FOLDER = ("captions.csv", "captions.tsv", "metadata.jsonl", "captions.jsonl", "metadata.csv", "metadata.parquet")
-_KINDS = "a folder, .csv, .tsv, .jsonl, .parquet, .tar (with ranges such as {00000..00005}), demo:emoji or demo:toyworld"
+_KINDS = (
+    "a folder (of pictures, tars, parquet files or a saved Hugging Face dataset), .csv, .tsv, .jsonl, .parquet, .tar (with ranges such as "
+    "{00000..00005}), demo:emoji or demo:toyworld"
+)
 
 
 def open_pairs(
@@ -188,6 +192,8 @@ def _kind(path: Path) -> str:
         return "jsonl"
     if suffix in (".parquet", ".tar"):
         return suffix[1:]
+    if suffix == ".arrow":
+        return "parquet"
     if suffix in (".gz", ".tgz", ".zip", ".xz", ".bz2", ".zst"):
         raise UserError(f"{path.name} is packed: unpack it first. Images in a plain .tar can be read at random.")
     if suffix == ".json":
@@ -198,12 +204,15 @@ def _kind(path: Path) -> str:
 
 
 def _in_folder(folder: Path) -> tuple[str, list[Path]]:
-    """A folder is read by the table in it, or as the tars in it, or else by the .txt files beside its images."""
+    """A folder is read by the table in it, as the tars, the dataset or the parquet files in it, or else by the .txt beside its images."""
     for name in _IN_FOLDER:
         if (folder / name).is_file():
             return _kind(folder / name), [folder / name]
     tars = sorted(folder.glob("*.tar"))
-    return ("tar", tars) if tars else ("folder", [folder])
+    if tars:
+        return "tar", tars
+    tables = saved_dataset(folder) or parquet_files(folder)
+    return ("parquet", tables) if tables else ("folder", [folder])
 
 
 _READ_BY = {
@@ -248,9 +257,7 @@ def _has(kind: str, path: Path, name: str, value: str) -> bool:
             return any(value in header_of(lines, character)[0] for character in SEPARATORS.values())
         if kind == "jsonl":
             return any(field_of(_object(line), value) is not None for line in read_lines(path))
-        import pyarrow.parquet
-
-        return value in pyarrow.parquet.read_schema(path).names
+        return value in columns_of(path)
     except (OSError, ValueError, ImportError):
         return True
 
@@ -275,7 +282,9 @@ def _read(kind: str, paths: list[Path], options: Options) -> list[Reading]:
             return [Reading(origin, rows, pairs.problems, files)]
         if kind == "tar":
             return read_shards(paths, options)
-        reader = {"table": read_table, "jsonl": read_jsonl, "parquet": read_parquet, "folder": read_folder}[kind]
+        if kind == "parquet":
+            return read_tables(paths, options)
+        reader = {"table": read_table, "jsonl": read_jsonl, "folder": read_folder}[kind]
         return [reader(path, options) for path in paths]
     except OSError as error:
         raise UserError(f"{error.filename or paths[0]} cannot be read: {error.strerror or error}") from error

@@ -21,7 +21,7 @@ from clipling.data.reading import Options
 from clipling.data.remote import Fetch
 from clipling.data.source import open_pairs
 from clipling.errors import UserError
-from tests.data.making import encode, picture, pixels, put, tar
+from tests.data.making import encode, pixels, put, tar
 from tests.data.serving import Site, flaky, serving, slow
 from tests.faults.killing import kill_until_done
 
@@ -110,7 +110,7 @@ def test_options_name_fields_of_a_packed_source(tmp_path):
     for options in ({"caption_column": "lang.de"}, {"group": "n"}, {"caption_column": "lang.de", "group": "n"}):
         a, b = open_pairs(str(original), **options), open_pairs(str(tmp_path / "out"), **options)
         assert (a.keys, a.captions, a.groups) == (b.keys, b.captions, b.groups)
-    with pytest.raises(UserError, match="lang.xx"):
+    with pytest.raises(UserError, match=r"lang\.xx"):
         open_pairs(str(tmp_path / "out"), caption_column="lang.xx")
 
 
@@ -134,7 +134,7 @@ def test_pictures_as_users_have_them():
     turned[0x0112] = 6
     upright = decode(packed_picture(photo(1, 90, 60, exif=turned), 30, 90)[0])
     assert upright.size == (30, 45)
-    data, suffix, kept = packed_picture(photo(2, 40, 400, "PNG"), 64, 90)
+    _, suffix, kept = packed_picture(photo(2, 40, 400, "PNG"), 64, 90)
     assert (suffix, kept) == ("png", True)
     assert packed_picture(photo(2, 40, 40, "GIF"), 64, 90)[1:] == ("jpg", False)
     smooth = Image.fromarray(np.linspace(0, 255, 900 * 600 * 3).reshape(600, 900, 3).astype(np.uint8))
@@ -301,7 +301,7 @@ def test_a_copy_goes_on_where_it_was_stopped(tmp_path):
         (tmp_path / "big.bin.part").write_bytes(data[: 9 * 2**20])
         site.asked.clear()
         assert fetch.copy(site.url("big.bin"), tmp_path / "big.bin").read_bytes() == data
-        assert [asked for method, _, asked in site.asked if method == "GET" and asked][0].startswith(f"bytes={9 * 2**20}-")
+        assert next(asked for method, _, asked in site.asked if method == "GET" and asked).startswith(f"bytes={9 * 2**20}-")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["big.bin"]
         site.pages["big.bin"] = data[::-1][:-5]  # another version: nothing of the old one is used
         (tmp_path / "other.bin.part").write_bytes(data[:100])
