@@ -34,6 +34,7 @@ def announce(job: Job) -> None:
         f"budget   {steps:,} steps of {recipe.optimiser.batch} {unit(recipe)} = {samples:,} samples seen"
         f"{_rounded(recipe, steps, job.batches.steps_per_epoch)}",
     ]
+    lines += _loading(job)
     if len(opened.source.problems):
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
     lines += [f"note     {said}" for said in notes_on(opened.train, opened.val)]
@@ -43,6 +44,21 @@ def announce(job: Job) -> None:
     if opened.left_out:
         lines.append(f"         {opened.left_out:,} training pairs left out: also in the validation source (picture or group)")
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _loading(job: Job) -> list[str]:
+    """What an epoch is made of where sources are mixed, and whether pictures are decoded at every step."""
+    batches, lines = job.batches, []
+    if batches.mix is not None:
+        names = [part.strip() for part in job.recipe.data.source.split("::")]
+        shares = ", ".join(
+            f"{count:,} of {len(rows):,} of {name}" for name, count, rows in zip(names, batches.mix.counts, batches.mix.rows)
+        )
+        lines.append(f"mix      an epoch is {batches.mix.length:,} pairs: {shares}")
+    if not batches.pixels.stored:
+        faster = "" if batches.pixels.fast else "; --set data.decode=fast is faster"
+        lines.append(f"loading  pictures are decoded at every step, for their pixels are more than {job.recipe.data.cache_gb:g} GB{faster}")
+    return lines
 
 
 def student_named(recipe: Recipe) -> str:

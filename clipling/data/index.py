@@ -21,7 +21,7 @@ from clipling.data.reading import Reading, combine
 from clipling.errors import UserError
 from clipling.store import atomic_write, cache_dir
 
-_VERSION = 1  # of what is stored and of what counts as a good image; a new one makes all indexes again
+_VERSION = 2  # of what is stored and of what counts as a good image; a new one makes all indexes again
 _CHUNK = 4096
 
 
@@ -121,8 +121,8 @@ def load(path: Path) -> Index | None:
         if any(stamp(known[0]) != known for known in stamps):
             return None
         rows = [
-            Row(key, captions, Location(sys.intern(file), offset, size), group, extras)
-            for key, captions, file, offset, size, group, extras in content["rows"]
+            Row(key, captions, Location(sys.intern(file), offset, size), group, extras, part)
+            for key, captions, file, offset, size, group, extras, part in content["rows"]
         ]
         return Index(rows, content["hashes"], [Problem(*problem) for problem in content["problems"]], stamps)
     except (OSError, ValueError, KeyError, TypeError):
@@ -131,7 +131,10 @@ def load(path: Path) -> Index | None:
 
 def save(path: Path, index: Index) -> None:
     """Writes the index; a cache that cannot be written costs time the next time and nothing else."""
-    rows = [(row.key, row.captions, row.location.path, row.location.offset, row.location.size, row.group, row.extras) for row in index.rows]
+    rows = [
+        (row.key, row.captions, row.location.path, row.location.offset, row.location.size, row.group, row.extras, row.part)
+        for row in index.rows
+    ]
     content = {"stamps": index.stamps, "rows": rows, "hashes": index.hashes, "problems": index.problems}
     try:
         atomic_write(path, json.dumps(content, separators=(",", ":")))

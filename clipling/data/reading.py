@@ -189,7 +189,7 @@ def merge(reading: Reading) -> list[Row]:
     for row in reading.rows:
         known = by_location.get(row.location) or by_key.get(row.key)
         if known is None:
-            known = Row(row.key, list(row.captions), row.location, row.group, dict(row.extras))
+            known = Row(row.key, list(row.captions), row.location, row.group, dict(row.extras), row.part)
             merged.append(known)
         else:
             known.captions.extend(row.captions)

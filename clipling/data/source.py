@@ -60,7 +60,7 @@ def open_pairs(
     _refuse_ignored(options, {kind for kind, _ in parts}, spec)
     # The current folder counts: relative paths of a table may start there.
     cache = index.index_path([(kind, *map(str, paths)) for kind, paths in parts], astuple(options), os.getcwd())
-    found = index.kept(cache, lambda: [reading for kind, paths in parts for reading in _read(kind, paths, options)], str(spec))
+    found = index.kept(cache, lambda: _read_all(parts, options), str(spec))
     problems = Problems(str(spec), found.problems)
     check_usable(problems, len(found.rows), max_bad)
     return Pairs.from_rows(str(spec), found.rows, found.hashes, problems)
@@ -70,7 +70,18 @@ def read_parts(spec: str, options: Options) -> list[Reading]:
     """What the readers find in the parts of a spec, before any picture is looked at. Raises UserError as `open_pairs` does."""
     parts = [resolve(part.strip()) for part in str(spec).split("::")]
     _refuse_ignored(options, {kind for kind, _ in parts}, spec)
-    return [reading for kind, paths in parts for reading in _read(kind, paths, options)]
+    return _read_all(parts, options)
+
+
+def _read_all(parts: list[tuple[str, list[Path]]], options: Options) -> list[Reading]:
+    """The readings of all parts; their rows know the number of theirs."""
+    readings = []
+    for number, (kind, paths) in enumerate(parts):
+        for reading in _read(kind, paths, options):
+            for row in reading.rows:
+                row.part = number
+            readings.append(reading)
+    return readings
 
 
 def check_usable(problems: Problems, good: int, max_bad: float) -> None:
