@@ -59,27 +59,32 @@ def decode_fast(data: bytes, least: int) -> tuple[np.ndarray, tuple[int, int]]:
     out a tensor without Pillow's copies. Whatever these do not take (rotated, CMYK, other formats) is decoded as by `decode`.
     Raises ImageError.
     """
-    width, height, form = size_and_format(data)
-    if form in ("JPEG", "MPO") and min(width, height) < 2 * least:
-        found = _by_torchvision(data, width, height)
-        if found is not None:
-            return found, (width, height)
-    return np.asarray(decode(data, least=least)), (width, height)
+    try:
+        image = _open(data, PIXEL_LIMIT)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(_reason(error)) from error
+    plain = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _orientation(image) == 1
+    size = image.size
+    if plain and min(size) >= 2 * least:
+        image.draft(None, (least, least))
+        return np.asarray(to_rgb(image)), size
+    if plain and (found := _by_torchvision(data, size)) is not None:
+        return found, size
+    return np.asarray(decode(data, least=least)), size_and_format(data)[:2]
 
 
-def _by_torchvision(data: bytes, width: int, height: int) -> np.ndarray | None:
-    """uint8 [h, w, 3] of an upright RGB or grey JPEG; None where torchvision is absent or cannot read it."""
+def _by_torchvision(data: bytes, size: tuple[int, int]) -> np.ndarray | None:
+    """uint8 [h, w, 3] of a JPEG of this (width, height); None where torchvision is absent or cannot read it."""
     try:
         import torch
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        image = Image.open(io.BytesIO(data))
-        if image.mode not in ("RGB", "L") or _orientation(image) != 1:
-            return None
         found = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except (ImportError, RuntimeError):
         return None
-    return found.permute(1, 2, 0).numpy() if found.shape[1:] == (height, width) else None
+    return found.permute(1, 2, 0).numpy() if found.shape[1:] == size[::-1] else None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
