@@ -22,6 +22,7 @@ ARGUMENTS = {
     "train_a_ping": ["toy", "out", "online", *GUIDED],
     "train_lit": ["toy", "out", *SMALL],
     "own_term": [],
+    "pack": ["toy", "out", "32"],
     "compress": ["teacher", "toy", "out", "50%", *SMALL, UNGATED],
     "finetune": ["teacher", "toy", "toy", "out", *SMALL],
     "distill": ["teacher", "toy", "out", "tiny_vit_32", *SMALL],

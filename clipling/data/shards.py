@@ -145,6 +145,7 @@ def _members(path: Path, damage: list[str]) -> Iterator[tuple[str, Location]]:
                     return
                 if member.isreg():
                     yield member.name, Location(str(path), member.offset_data, member.size)
+                tar.members.clear()  # tarfile keeps what it has seen: gigabytes for a tar of millions
             end = tar.offset
         with open(path, "rb") as file:
             file.seek(end)
