@@ -51,12 +51,13 @@ def pack(
     shard: int,
     fetch: Fetch,
     at_once: int,
+    retry: bool = False,
     progress: Callable[[str, int, int], Any] | None = None,
 ) -> dict[str, Any]:
     """Packs a source into `out/*.tar` of `shard` pairs each; shards that are finished are not made again.
 
     The packed source has the pairs of the source in their order, with the same keys, captions, groups and extras, apart from rows that
-    cannot be used, which are listed in `out/problems.tsv`.
+    cannot be used, which are listed in `out/problems.tsv`; with `retry` those that could not be fetched or read before are tried again.
     progress: called with (what is done, so much of it, out of so much).
     Raises UserError for a source that cannot be read, a folder that holds something else, a full disk, and when nothing is left.
     """
@@ -68,7 +69,7 @@ def pack(
     settings = {"format": 1, "source": str(spec), "size": size, "quality": quality, "shard": shard}
     settings |= {name: value for name, value in vars(options).items() if name != "links"}
     _begin(out, settings)
-    packing = Packing(size, quality, fetch, at_once)
+    packing = Packing(size, quality, fetch, at_once, retry)
     problems, counts, names = Problems(str(spec)), Counter(), []
     for unit, number, several in _units(spec, out, options, fetch, progress):
         problems.extend(unit.problems)

@@ -17,7 +17,7 @@ from typing import Any
 from clipling.data.images import ImageError
 from clipling.data.pack_picture import packed_picture
 from clipling.data.packed import Entry, ShardIndex, read_index
-from clipling.data.pairs import Row, hash_bytes
+from clipling.data.pairs import Location, Row, hash_bytes
 from clipling.data.reading import is_url
 from clipling.data.remote import Fetch, FetchError
 from clipling.data.shards import PACKED_KEY
@@ -32,12 +32,13 @@ _HOPELESS = 50  # so many failures from the start on and no success: the network
 
 @dataclass(frozen=True)
 class Packing:
-    """How pictures are packed and fetched; `at_once` of them at a time."""
+    """How pictures are packed and fetched; `at_once` of them at a time. `retry`: what failed before is tried again."""
 
     size: int | None
     quality: int
     fetch: Fetch
     at_once: int
+    retry: bool = False
 
     def digest(self, rows: Sequence[Row]) -> str:
         """What a shard is made from: another digest, another shard."""
@@ -51,13 +52,29 @@ class Packing:
 class _Made:
     data: bytes
     suffix: str
-    kept: bool
+    kept: bool | None
+    """Whether the bytes are those of the source; None for what an earlier call packed and counted."""
 
 
 @dataclass(frozen=True)
 class _Failed:
     kind: str
     detail: str
+
+
+class _Before:
+    """A shard of the same rows and settings as it stands: what it holds is not fetched again."""
+
+    def __init__(self, tar: Path, index: ShardIndex) -> None:
+        self.tar, self.index = tar, index
+        self.entries = {entry.key: entry for entry in index.entries}
+
+    def made(self, row: Row) -> _Made | None:
+        entry = self.entries.get(row.key)
+        if entry is None:
+            return None
+        data = Location(str(self.tar), entry.offset, entry.size).read()
+        return _Made(data, entry.member.rpartition(".")[2], None) if hash_bytes(data) == entry.hash else None
 
 
 def pack_shard(
@@ -71,25 +88,33 @@ def pack_shard(
     """
     made_from = packing.digest(rows)
     known = read_index(tar)
-    if known is not None and known.made_from == made_from:
+    before = _Before(tar, known) if known is not None and known.made_from == made_from else None
+    if before is not None and known.entries and not (packing.retry and known.failures):
         return known, False
     index = ShardIndex(tar.name, 0, made_from, origin)
-    atomic_produce(tar, lambda path: _write(path, rows, first, packing, index, hopeless))
+    atomic_produce(tar, lambda path: _write(path, rows, first, packing, index, hopeless, before))
     index.bytes = tar.stat().st_size
     index.write(tar.parent)
     return index, True
 
 
-def _write(path: Path, rows: Sequence[Row], first: int, packing: Packing, index: ShardIndex, hopeless: bool) -> None:
-    counts: Counter[str] = Counter()
+def _write(
+    path: Path, rows: Sequence[Row], first: int, packing: Packing, index: ShardIndex, hopeless: bool, before: _Before | None
+) -> None:
+    counts: Counter[str] = Counter(before.index.counts if before else {})
+
+    def work(row: Row) -> _Made | _Failed:
+        return (before and before.made(row)) or _make(row, packing)
+
     with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as out:
-        for number, (row, made) in enumerate(_in_order(rows, lambda row: _make(row, packing), packing.at_once), start=first):
+        for number, (row, made) in enumerate(_in_order(rows, work, packing.at_once), start=first):
             if isinstance(made, _Failed):
                 index.failures.append((made.kind, row.key, made.detail))
                 if hopeless and not index.entries and len(index.failures) >= _HOPELESS:
                     raise _give_up(index.failures)
                 continue
-            counts["kept" if made.kept else "resized"] += 1
+            if made.kept is not None:
+                counts["kept" if made.kept else "resized"] += 1
             index.entries.append(_add(out, row, number, made))
     index.counts = dict(sorted(counts.items()))
 

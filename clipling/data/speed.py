@@ -60,7 +60,8 @@ def _verdict(pairs: Pairs, found: dict[str, Any]) -> dict[str, Any]:
     pays = packed >= _WORTH * max(exact, fast)
     if found["cached"]:
         once = len(pairs) / exact / 60
-        said = f"their pixels ({found['pixels_gb']:.1f} GB) are decoded once, in {f'about {once:.0f} min' if once >= 1 else 'less than a minute'} of one core, and kept: "
+        spent = f"about {once:.0f} min" if once >= 1 else "less than a minute"
+        said = f"their pixels ({found['pixels_gb']:.1f} GB) are decoded once, in {spent} of one core, and kept: "
         said += "training does not wait"
         return {"starves": None if found["rate"] is None else False, "said": said, "command": command if pays and once > 10 else None}
     have, best = found["workers"] * exact, found["workers"] * max(fast, exact)

@@ -27,6 +27,7 @@ def pack(
     timeout: float = 20.0,
     retries: int = 2,
     most_mb: int = 64,
+    retry: bool = False,
     json: bool = False,
 ) -> dict[str, Any]:
     """Copies any source into tars of small pictures that train fast: also tables of links, and tars behind https://, s3:// or gs://.
@@ -48,6 +49,7 @@ def pack(
         timeout: Seconds after which an attempt to download ends.
         retries: Attempts after the first.
         most_mb: Megabytes of one picture behind a link above which it is left out.
+        retry: Try again what could not be fetched or read in an earlier call.
         json: Print as JSON.
     """
     from clipling.data.pack import pack as make
@@ -59,7 +61,9 @@ def pack(
     fetch = Fetch(timeout, retries, most_mb * 2**20)
     at_once = 4 * (os.cpu_count() or 1) if at_once is None else at_once
     progress = silent if json else ShowProgress()
-    return make(source, out, options, size=pixels(size), quality=quality, shard=shard, fetch=fetch, at_once=at_once, progress=progress)
+    return make(
+        source, out, options, size=pixels(size), quality=quality, shard=shard, fetch=fetch, at_once=at_once, retry=retry, progress=progress
+    )
 
 
 def pixels(size: str | int | None) -> int | None:

@@ -258,6 +258,12 @@ def test_links_are_downloaded_and_their_failures_listed(tmp_path, form):
         asked = len(site.asked)
         assert run(path, tmp_path / "out", Options(group="sku"))["made_now"] == 0
         assert len(site.asked) == asked, "what was packed is not asked for again"
+        site.pages |= {name: encode(Image.new("RGB", (50, 40), (20 * int(name[0]), 0, 0)), "JPEG") for name in ("1.jpg", "2.jpg", "5.jpg")}
+        again = run(path, tmp_path / "out", Options(group="sku"), retry=True)
+        assert again["left_out"] == {"broken image": 1, "too large": 1}
+        assert {page for _, page, _ in site.asked[asked:]} <= {f"{n}.jpg" for n in range(1, 6)}, "only what failed is asked for again"
+        run(path, tmp_path / "fresh", Options(group="sku"))
+        assert files(tmp_path / "out") == files(tmp_path / "fresh"), "as if nothing had failed before"
 
 
 def test_a_network_that_is_down_stops_early(tmp_path):
