@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import webdataset
 from common import FLICKR, load, ratio, save
@@ -24,8 +28,10 @@ from torchvision import transforms
 
 from clipling.data.images import decode_fast
 from clipling.data.loader import TrainBatches
-from clipling.data.pairs import Pairs
+from clipling.data.pack_shard import Packing, pack_shard
+from clipling.data.pairs import Location, Pairs, Row
 from clipling.data.pixels import Pixels
+from clipling.data.remote import Fetch
 from clipling.data.source import open_pairs
 from clipling.data.views import WHOLE, Augment, render
 from clipling.store import atomic_produce
@@ -130,12 +136,46 @@ def agreement(path: Path, pairs: Pairs, size: int) -> dict[str, float]:
     return found
 
 
+def memory(folder: Path, pairs: int) -> dict[str, list[float]]:
+    """Memory and seconds that opening a packed source of so many pairs takes (captions of 14 words), a process of its own."""
+    source = folder / f"packed-{pairs}"
+    picture = folder / "small.jpg"
+    if not picture.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(picture)
+    packing = Packing(None, 90, Fetch(), 1)
+    for start in range(0, pairs, 5000):
+        caption = "a photo of thing number {} in a place with {} other things all around it"
+        rows = [Row(f"pair{i:09d}", [caption.format(i, i % 97)], Location(str(picture))) for i in range(start, start + 5000)]
+        pack_shard(source / f"{start // 5000:05d}.tar", rows, start, "", packing)
+    with tempfile.TemporaryDirectory() as cache:  # an index that was kept would make the opening another one
+        call = subprocess.run(
+            [sys.executable, __file__, "--open", str(source)], capture_output=True, check=True, env={**os.environ, "CLIPLING_CACHE": cache}
+        )
+    found = json.loads(call.stdout)
+    assert found["pairs"] == pairs
+    return {"bytes_per_pair": [found["bytes"] / pairs], "open_s": [found["seconds"]], "pairs": [pairs]}
+
+
+def opened(source: str) -> None:
+    """What one opening costs, as JSON."""
+    process = psutil.Process()
+    before, began = process.memory_info().rss, time.perf_counter()
+    pairs = open_pairs(source)
+    spent = time.perf_counter() - began
+    print(json.dumps({"bytes": process.memory_info().rss - before, "seconds": spent, "pairs": len(pairs)}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--small", action="store_true", help="a minute, to see that it works; nothing is written")
+    parser.add_argument("--open", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.open:
+        opened(given.open)
+        return
     rounds, pictures = (2, 256) if given.small else (given.rounds, given.pictures)
     torch.set_num_threads(1)
     folder = Path(os.environ.get("CLIPLING_CACHE") or tempfile.gettempdir()) / "benchmark-loading"
@@ -165,6 +205,8 @@ def main() -> None:
     for name, value in result["ratios"].items():
         print(f"{name}: {value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})", flush=True)
     print("difference in levels of 255:", result["difference_in_levels"])
+    result["arms"]["opened_source"] = memory(folder, 10_000 if given.small else 100_000)
+    print("opened source:", result["arms"]["opened_source"])
     if not given.small:
         print(save(result))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 
 import numpy as np
@@ -19,7 +20,10 @@ from clipling.data.source import open_pairs
 from clipling.data.views import Augment
 from clipling.data.workers import MOST_DEATHS, loader
 from clipling.errors import UserError
+from clipling.recipe import load_recipe, with_settings
+from clipling.run import train
 from tests.data.making import encode, put, tar
+from tests.faults.test_kill_training import content
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and /proc")]
 
@@ -109,6 +113,38 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path, fresh_cache, capfd):
     assert all(same(host, batches[host.step]) for host in found)
     assert check_no_shift(found) == 38 * 16
     assert set(children()) <= before, "no process is left behind"
+
+
+def test_a_run_on_a_hostile_day_ends_in_the_same_bits(tmp_path, fresh_cache, capfd):
+    """Broken pictures, a cut tar, and loader processes that are killed, in one real run."""
+    tar(tmp_path / "src" / "a.tar", list(members(range(100), broken=range(0, 100, 20))))
+    tar(tmp_path / "src" / "b.tar", list(members(range(100, 160))))
+    whole = (tmp_path / "src" / "b.tar").read_bytes()
+    (tmp_path / "src" / "b.tar").write_bytes(whole[: int(len(whole) * 0.8)])
+    own = {"data.source": str(tmp_path / "src"), "data.workers": 1, "data.cache_gb": 0.0, "optimiser.batch": 16}
+    recipe = with_settings(load_recipe("clip", smoke=True), {**own, "max_steps": None, "stages.0.epochs": 3.0})
+    train(recipe, tmp_path / "calm", quiet=True)
+    before, stop, killed = set(children()), threading.Event(), []
+
+    def kill() -> None:
+        while not stop.wait(0.15) and len(killed) < 2:
+            for child in set(children()) - before - set(killed):
+                os.kill(child, signal.SIGKILL)
+                killed.append(child)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        train(recipe, tmp_path / "hostile", quiet=True)
+    finally:
+        stop.set()
+        thread.join()
+    assert len(killed) >= 1
+    assert "was killed; the batches from step" in capfd.readouterr().err
+    assert content(tmp_path / "hostile") == content(tmp_path / "calm")
+    listed = (tmp_path / "hostile" / "problems.tsv").read_text()
+    assert listed.count("broken image") == 5
+    assert "truncated tar" in listed
 
 
 def test_workers_that_always_die_end_in_one_message(tmp_path, fresh_cache, monkeypatch):
