@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clipling.verbs.latency import latency
     from clipling.verbs.neighbours import neighbours
     from clipling.verbs.plan import plan
+    from clipling.verbs.pack import pack
     from clipling.verbs.predict import predict
     from clipling.verbs.report import report
     from clipling.verbs.search_index import search_index
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "neighbours",
     "plan",
+    "pack",
     "predict",
     "report",
     "search_index",

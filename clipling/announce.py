@@ -36,6 +36,7 @@ def announce(job: Job) -> None:
         f"budget   {steps:,} steps of {recipe.optimiser.batch} {unit(recipe)} = {samples:,} samples seen"
         f"{_rounded(recipe, steps, job.batches.steps_per_epoch)}",
     ]
+    lines += _loading(job)
     if len(opened.source.problems):
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
     lines += [f"note     {said}" for said in [*notes_on(opened.train, opened.val), *doubts_of_few(recipe, len(opened.val))]]
@@ -51,6 +52,21 @@ def _as_saved(sizes: Mapping[str, int]) -> str:
     """A restricted vocabulary trains fewer rows than the saved model has: without this, one model seems to have two sizes."""
     whole = sizes["total_as_saved"]
     return f" that are trained (as saved, with all token rows: {whole / 1e6:.2f} M)" if whole != sizes["total"] else ""
+
+
+def _loading(job: Job) -> list[str]:
+    """What an epoch is made of where sources are mixed, and whether pictures are decoded at every step."""
+    batches, lines = job.batches, []
+    if batches.mix is not None:
+        names = [part.strip() for part in job.recipe.data.source.split("::")]
+        shares = ", ".join(
+            f"{count:,} of {len(rows):,} of {name}" for name, count, rows in zip(names, batches.mix.counts, batches.mix.rows)
+        )
+        lines.append(f"mix      an epoch is {batches.mix.length:,} pairs: {shares}")
+    if not batches.pixels.stored:
+        faster = "" if batches.pixels.fast else "; --set data.decode=fast is faster"
+        lines.append(f"loading  pictures are decoded at every step, for their pixels are more than {job.recipe.data.cache_gb:g} GB{faster}")
+    return lines
 
 
 def student_named(recipe: Recipe) -> str:

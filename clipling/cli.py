@@ -25,6 +25,7 @@ EXTRA_OF = {
     **dict.fromkeys(("transformers", "sentence_transformers"), "guides"),
     **dict.fromkeys(("onnxruntime", "tokenizers", "ftfy"), "runtime"),
     **dict.fromkeys(("onnx", "onnxscript"), "onnx"),
+    **dict.fromkeys(("fsspec", "aiohttp"), "remote"),
     **dict.fromkeys(("fastapi", "uvicorn", "starlette", "usearch", "python_multipart"), "serve"),
 }
 
@@ -35,6 +36,7 @@ def verbs() -> dict[str, Callable[..., Any]]:
         "demo": clipling.demo,
         "data inspect": clipling.inspect,
         "plan": clipling.plan,
+        "data pack": clipling.pack,
         "train": clipling.train,
         "finetune": clipling.finetune,
         "distill": clipling.distill,
@@ -61,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] in (["data"], ["search"]) and len(arguments) > 1:
         if arguments[1] in ("-h", "--help"):
-            arguments.insert(1, "inspect" if arguments[0] == "data" else "index")  # the only verb about data, the first of search
+            arguments.insert(1, "inspect" if arguments[0] == "data" else "index")  # the first verb about data, the first of search
         arguments[:2] = [" ".join(arguments[:2])]  # tyro takes one word for a subcommand
     try:
         if arguments == ["data"]:
-            raise UserError("data: what about it? Say: clipling data inspect SOURCE (its flags: clipling data --help)")
+            raise UserError("data: what about it? Say: clipling data inspect SOURCE, or clipling data pack SOURCE FOLDER")
         if arguments == ["search"]:
             raise UserError("search: what about it? Say: clipling search index MODEL IMAGES --out INDEX, then: clipling search serve INDEX")
         _known(arguments)

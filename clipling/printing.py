@@ -16,6 +16,7 @@ def text(verb: str, result: Any) -> str:
         "compress": _compress,
         "eval": _eval,
         "data inspect": _inspect,
+        "data pack": _pack,
         "bank": _plain,
         "neighbours": _plain,
         "compare": _compare,
@@ -409,6 +410,17 @@ def _inspect(result: Mapping[str, Any]) -> str:
     from clipling.data.inspect import render
 
     return render(result)
+
+
+def _pack(result: Mapping[str, Any]) -> str:
+    pictures = f"{result['resized']:,} pictures resized, {result['kept']:,} kept as they were"
+    said = [f"{result['pairs']:,} pairs, {result['captions']:,} captions in {result['shards']:,} tars of {result['out']}", pictures]
+    said[1] += f"; {result['bytes'] / 1e6:,.1f} MB"
+    if result["left_out"]:
+        said.append("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in result["left_out"].items()))
+        said.extend(f"  {where[:200]}: {detail[:200]}" for _, where, detail in result["first_problems"])
+        said.append(f"  all are listed in {result['problem_list']}")
+    return "\n".join([*said, f"next:  clipling train clip --data {result['out']} --out runs/clip"])
 
 
 def _plain(result: Mapping[str, Any]) -> str:

@@ -259,6 +259,22 @@ def _check_values(recipe: Recipe, where: str) -> None:
     need(0 < d.crop[0] <= d.crop[1] <= 1, "data.crop", d.crop, "two shares of the picture, 0 < low <= high <= 1")
     need(0 <= d.flip <= 1, "data.flip", d.flip, "a probability")
     need(0 <= d.max_bad <= 1, "data.max_bad", d.max_bad, "a share between 0 and 1")
+    sources = len(d.source.split("::"))
+    need(
+        d.weights is None or (len(d.weights) == sources and all(0 < w < math.inf for w in d.weights)),
+        "data.weights",
+        d.weights,
+        f"a positive number for each of the {sources} sources, which are joined by '::'" if d.source else "null without data.source",
+    )
+    need(not (d.bare and d.weights), "data.weights", d.weights, "null: bare photos are not mixed by weight")
+    exact = bool(recipe.teachers) or (recipe.guide is not None and recipe.guide.active != "none")
+    need(
+        not (d.decode == "fast" and exact),
+        "data.decode",
+        d.decode,
+        "exact: the teacher or encoder must see the pixels that the student sees",
+    )
+    need(0 <= d.cache_gb < math.inf, "data.cache_gb", d.cache_gb, "0 or more gigabytes")
     need(d.workers >= 0, "data.workers", d.workers, "0 or more")
     need(d.limit is None or d.limit >= 2, "data.limit", d.limit, "at least 2, or null")
     need(0 < recipe.evaluation.every < math.inf, "evaluation.every", recipe.evaluation.every, "a positive number of epochs")

@@ -31,6 +31,7 @@ from clipling.build import (
 )
 from clipling.data import draw
 from clipling.data.loader import TrainBatches
+from clipling.data.mix import Mix
 from clipling.data.pairs import Pairs, hash_bytes
 from clipling.data.photos import open_photos, read_texts, with_texts
 from clipling.data.pixels import Pixels
@@ -225,13 +226,15 @@ def make_batches(
 ) -> TrainBatches:
     def pixels(size: int) -> Pixels:
         # Pictures are held a little larger than they are seen, so that a crop of half the area is not blown up.
-        return Pixels.open(pairs, round(size * 1.25) if augment.crops else size, "squash")
+        data, held = recipe.data, round(size * 1.25) if augment.crops else size
+        return Pixels.open(pairs, held, "squash", limit_bytes=int(data.cache_gb * 2**30), decode=data.decode)
 
     size, batch = student.image_size, recipe.optimiser.batch
     tokens = student.tokenise_all(pairs.captions)
     rows = np.arange(len(pairs), dtype=np.int64)
+    mix = Mix(pairs.parts, recipe.data.weights) if recipe.data.weights else None
     more = {seen: pixels(seen) for seen in {teacher.sees for teacher in teachers} if seen is not None}
-    return TrainBatches(rows, pairs, pixels(size), tokens, augment, size, batch, runtime.rank, runtime.world, recipe.seed, more)
+    return TrainBatches(rows, pairs, pixels(size), tokens, augment, size, batch, runtime.rank, runtime.world, recipe.seed, more, mix)
 
 
 def write_inputs(job: Job, out: Path) -> None:

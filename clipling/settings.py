@@ -34,6 +34,12 @@ class Data:
     flip: float = 0.0
     """Probability of a mirror image. A mirror turns "left" into "right": captions decide."""
     workers: int = 1
+    weights: list[float] | None = None
+    """Shares of an epoch of sources that are joined by `::`. None: all pairs of all sources, once an epoch."""
+    decode: Literal["exact", "fast"] = "exact"
+    """`fast`: training pictures are decoded by torchvision, and large JPEGs at 1/2, 1/4 or 1/8 of their size: nearly the same pixels."""
+    cache_gb: float = 16.0
+    """Pixels of the training pictures that fit in so many gigabytes are decoded once and kept; others at every step."""
     bare: bool = False
     """`source` is photos without captions (those that are there are not read), for distillation."""
     texts: str | None = None

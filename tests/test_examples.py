@@ -23,6 +23,7 @@ ARGUMENTS = {
     "train_lit": ["toy", "out", *SMALL],
     "own_term": [],
     "plan": ["10k,5B", "clip", "student.config=tiny_vit_32"],
+    "pack": ["toy", "out", "32"],
     "compress": ["teacher", "toy", "out", "50%", *SMALL, UNGATED],
     "finetune": ["teacher", "toy", "toy", "out", *SMALL],
     "distill": ["teacher", "toy", "out", "tiny_vit_32", *SMALL],

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -21,7 +21,7 @@ from clipling.data.reading import Reading, combine
 from clipling.errors import UserError
 from clipling.store import atomic_write, cache_dir
 
-_VERSION = 1  # of what is stored and of what counts as a good image; a new one makes all indexes again
+_VERSION = 2  # of what is stored and of what counts as a good image; a new one makes all indexes again
 _CHUNK = 4096
 
 
@@ -48,14 +48,19 @@ def kept(path: Path, read: Callable[[], list[Reading]], name: str) -> Index:
     if index is None:
         readings = read()
         rows, problems = combine(readings)
-        index = examine(rows, problems, name)
+        known = {place: found for reading in readings for place, found in reading.known.items()}
+        index = examine(rows, problems, name, known)
         index.stamps = stamps_of((file for reading in readings for file in reading.inputs), rows)
         save(path, index)
     return index
 
 
-def examine(rows: Sequence[Row], problems: Iterable[Problem], name: str) -> Index:
-    """Reads, hashes and decodes every image once; rows whose image is missing or broken become problems."""
+def examine(rows: Sequence[Row], problems: Iterable[Problem], name: str, known: Mapping[Location, str] | None = None) -> Index:
+    """Reads, hashes and decodes every image once; rows whose image is missing or broken become problems.
+
+    known: hashes of images that were looked at when they were packed, and are not looked at again.
+    """
+    known = known or {}
     index = Index([], [], list(problems))
     with (
         ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 1)) as pool,
@@ -64,7 +69,7 @@ def examine(rows: Sequence[Row], problems: Iterable[Problem], name: str) -> Inde
     ):
         for start in range(0, len(rows), _CHUNK):  # in parts: a task for each of a million rows would fill the memory
             part = rows[start : start + _CHUNK]
-            for row, found in zip(part, pool.map(_look, part)):
+            for row, found in zip(part, pool.map(lambda row: known.get(row.location) or _look(row), part)):
                 if isinstance(found, Problem):
                     index.problems.append(found)
                 else:
@@ -116,8 +121,8 @@ def load(path: Path) -> Index | None:
         if any(stamp(known[0]) != known for known in stamps):
             return None
         rows = [
-            Row(key, captions, Location(sys.intern(file), offset, size), group, extras)
-            for key, captions, file, offset, size, group, extras in content["rows"]
+            Row(key, captions, Location(sys.intern(file), offset, size), group, extras, part)
+            for key, captions, file, offset, size, group, extras, part in content["rows"]
         ]
         return Index(rows, content["hashes"], [Problem(*problem) for problem in content["problems"]], stamps)
     except (OSError, ValueError, KeyError, TypeError):
@@ -126,7 +131,10 @@ def load(path: Path) -> Index | None:
 
 def save(path: Path, index: Index) -> None:
     """Writes the index; a cache that cannot be written costs time the next time and nothing else."""
-    rows = [(row.key, row.captions, row.location.path, row.location.offset, row.location.size, row.group, row.extras) for row in index.rows]
+    rows = [
+        (row.key, row.captions, row.location.path, row.location.offset, row.location.size, row.group, row.extras, row.part)
+        for row in index.rows
+    ]
     content = {"stamps": index.stamps, "rows": rows, "hashes": index.hashes, "problems": index.problems}
     try:
         atomic_write(path, json.dumps(content, separators=(",", ":")))

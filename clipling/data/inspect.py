@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clipling.data import speed
 from clipling.data.images import ImageError, size_and_format
 from clipling.data.pairs import Pairs, normalise_caption
 from clipling.data.split import published_split, split
@@ -70,6 +71,8 @@ def render(info: dict[str, Any]) -> str:
     split_info = info["split"]
     sizes = ", ".join(f"{name} {size:,}" for name, size in split_info["sizes"].items())
     lines.append(f"  split               {split_info['made_by']}: {sizes}" if sizes else f"  split  {split_info['made_by']}")
+    if "loading" in info:
+        lines.extend(speed.lines(info["loading"]))
     lines.append("samples")
     for sample in info["samples"]:
         lines.append(f"  {sample['key']}")

@@ -18,7 +18,7 @@ from clipling.data.reading import (
     texts_of,
     url_error,
 )
-from clipling.data.table import find_columns
+from clipling.data.table import URL_COLUMNS, find_columns
 from clipling.errors import UserError, near
 
 IMAGE_FIELDS = ("image", "file_name", "filepath", "path")
@@ -85,7 +85,8 @@ def _name(record: dict, given: str | None, wanted: tuple[str, ...]) -> str | Non
 
 
 def _row(record: dict, where: str, problems: Problems, paths: Paths, options: Options) -> Row | None:
-    image = _name(record, options.image_column, IMAGE_FIELDS)
+    wanted = (*IMAGE_FIELDS, *URL_COLUMNS) if options.links else IMAGE_FIELDS
+    image = _name(record, options.image_column, wanted)
     caption = _name(record, options.caption_column, CAPTION_FIELDS)
     value = field_of(record, caption) if caption else None
     captions = [] if value is None else texts_of(value)
@@ -106,5 +107,5 @@ def _explain(path: Path, record: dict, options: Options) -> None:
     names = [*record, *(name for name in (options.image_column, options.caption_column, options.group) if name)]
     columns = find_columns(names, options, str(path), IMAGE_FIELDS, CAPTION_FIELDS)
     value = field_of(record, columns.image)
-    if isinstance(value, str) and is_url(value):
+    if isinstance(value, str) and is_url(value) and not options.links:
         raise url_error(str(path), columns.image, columns.caption)

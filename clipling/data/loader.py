@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from clipling.data import draw
+from clipling.data.mix import Mix
 from clipling.data.pixels import Pixels
 from clipling.data.views import Augment, crops, render_batch
 from clipling.errors import UserError
@@ -64,7 +64,8 @@ class TrainBatches(Dataset):
     rows: int64, the training pairs, numbers into `pairs`. pixels: of all pairs, squashed. tokens: int [T, L] of all
     captions. batch: pairs in the whole batch N, of which each of `world` ranks renders N / world. The last short batch
     of an epoch is dropped: `steps_per_epoch` is len(rows) // batch. more: pixels of all pairs by the size at which the same crops
-    are rendered as well, for teachers (a size equal to the student's costs nothing).
+    are rendered as well, for teachers (a size equal to the student's costs nothing). mix: of `rows`, where several sources are mixed
+    by weight: an epoch is then as long as the mix.
     Raises UserError when the batch is larger than the data, or cannot be shared equally by the ranks.
     """
 
@@ -81,6 +82,7 @@ class TrainBatches(Dataset):
         world: int = 1,
         seed: int = 0,
         more: Mapping[int, Pixels] | None = None,
+        mix: Mix | None = None,
     ) -> None:
         self.rows = np.asarray(rows, dtype=np.int64)
         self.offsets = np.asarray(pairs.offsets, dtype=np.int64)
@@ -95,7 +97,10 @@ class TrainBatches(Dataset):
         self.world = world
         self.seed = seed
         self.more = dict(more or {})
-        self.steps_per_epoch = len(self.rows) // batch
+        self.mix = mix
+        self.steps_per_epoch = (len(self.rows) if mix is None else mix.length) // batch
+        if not self.steps_per_epoch:
+            raise UserError(f"the batch size is {batch}, but mixed by these weights an epoch has {mix.length} pairs")
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -136,30 +141,9 @@ class TrainBatches(Dataset):
     def _order_of(self, epoch: int) -> np.ndarray:
         # Kept for the steps of one epoch: sorting millions of rows at every step would show.
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, draw.order(self.seed, epoch, len(self.rows)))
+            order = draw.order(self.seed, epoch, len(self.rows)) if self.mix is None else self.mix.order(self.seed, epoch)
+            self._order = (epoch, order)
         return self._order[1]
-
-
-def loader(batches: TrainBatches, first_step: int, last_step: int, workers: int = 0) -> DataLoader:
-    """Yields the HostBatch of first_step, ..., last_step - 1 in order, prepared ahead by `workers` processes."""
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first_step, last_step),
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
-        # Without a generator of its own a DataLoader draws from the global one, and a resumed run would differ.
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group: the trainer ends its step and saves, and needs its workers until then. A worker whose
-    # parent is gone ends by itself.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _check(rows: np.ndarray, offsets: np.ndarray, pictures: int, captions: int, batch: int, world: int, unpaired: bool) -> None:

@@ -46,6 +46,8 @@ class Row:
     location: Location
     group: str = ""
     extras: dict = field(default_factory=dict)
+    part: int = 0
+    """Which of the parts of a spec, joined by `::`, it came from."""
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Pairs:
         problems: the rows that were left out.
         unpaired: whether `captions` belong to no image (see photos.py). No pair has caption rows of its own then: all
             offsets are 0, and training draws from all captions for every image.
+        parts: [P] the number of the part of the spec (joined by `::`) that each came from.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Pairs:
     extras: list[dict]
     problems: Problems = field(default_factory=Problems)
     unpaired: bool = False
+    parts: list[int] = field(default_factory=list)
 
     @classmethod
     def from_rows(cls, name: str, rows: Sequence[Row], hashes: Sequence[str], problems: Problems | None = None) -> Pairs:
@@ -91,6 +95,7 @@ class Pairs:
             hashes=list(hashes),
             groups=[row.group for row in rows],
             extras=[row.extras for row in rows],
+            parts=[row.part for row in rows],
             problems=problems if problems is not None else Problems(name),
         )
 
@@ -114,7 +119,7 @@ class Pairs:
 
     def row(self, i: int) -> Row:
         """Pair i as a reader would give it."""
-        return Row(self.keys[i], self.captions_of(i), self.locations[i], self.groups[i], self.extras[i])
+        return Row(self.keys[i], self.captions_of(i), self.locations[i], self.groups[i], self.extras[i], self.parts[i] if self.parts else 0)
 
     def subset(self, rows: Iterable[int]) -> Pairs:
         """The pairs of the given numbers, in that order; captions that belong to no image stay, all of them."""

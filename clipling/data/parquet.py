@@ -1,13 +1,14 @@
-"""Parquet tables: image paths, or the images themselves as Hugging Face datasets and img2dataset store them."""
+"""Parquet and arrow tables: image paths, or the images themselves as Hugging Face datasets and img2dataset store them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from clipling.data.arrow import ArrowFile, splits_of
 from clipling.data.pairs import Location, Row, hash_bytes
 from clipling.data.problems import Problems
 from clipling.data.reading import (
@@ -30,8 +31,20 @@ _IMAGES = (*IMAGE_COLUMNS, "jpg", "png")
 _CAPTIONS = (*CAPTION_COLUMNS, "captions")
 
 
+def read_tables(paths: Sequence[Path], options: Options) -> list[Reading]:
+    """`read_parquet` of each; files that are named by their splits give their rows that `split`."""
+    splits = splits_of(list(paths))
+    readings = []
+    for path in paths:
+        reading = read_parquet(path, options)
+        for row in reading.rows if path in splits else ():
+            row.extras.setdefault("split", splits[path])
+        readings.append(reading)
+    return readings
+
+
 def read_parquet(path: Path, options: Options) -> Reading:
-    """Rows of a parquet file whose image column holds paths, bytes, or Hugging Face's `{bytes, path}`.
+    """Rows of a parquet or arrow file whose image column holds paths, bytes, or Hugging Face's `{bytes, path}`.
 
     Images inside the file are copied once into one file of the cache, so that each can be read at random; equal
     images become one pair, keyed by `path` where those are all different, otherwise by row number.
@@ -46,13 +59,20 @@ def read_parquet(path: Path, options: Options) -> Reading:
         raise missing_extra("pyarrow, which reads parquet files,", "train") from error
     reading = Reading(str(path), problems=Problems(str(path)), inputs=[str(path)])
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with ArrowFile(path) if path.suffix == ".arrow" else pyarrow.parquet.ParquetFile(path) as file:
             columns = find_columns(file.schema_arrow.names, options, str(path), _IMAGES, _CAPTIONS)
             wanted = [name for name in file.schema_arrow.names if name == columns.image or not _is_bytes(file, name)]
             _read(file, path, wanted, columns, reading, options)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as parquet: {error}") from error
+        raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     return reading
+
+
+def columns_of(path: Path) -> list[str]:
+    """The names of the columns. Raises what pyarrow raises for a damaged file, and ImportError without pyarrow."""
+    import pyarrow.parquet
+
+    return ArrowFile(path).schema_arrow.names if path.suffix == ".arrow" else pyarrow.parquet.read_schema(path).names
 
 
 def _is_bytes(file: Any, name: str) -> bool:
@@ -75,7 +95,7 @@ def _read(file: Any, path: Path, wanted: list[str], columns: Columns, reading: R
     paths = Paths(path.parent)
     for number, record in enumerate(_records(file, wanted)):
         where, written = f"{path.name} row {number}", record[columns.image]
-        if number == 0 and isinstance(written, str) and is_url(written):
+        if number == 0 and isinstance(written, str) and is_url(written) and not options.links:
             raise url_error(str(path), columns.image, columns.caption)
         row = make_row(written, _captions(record, columns), paths, where, reading.problems, options)
         if row is not None:
@@ -111,6 +131,13 @@ def _add_embedded(file: Any, path: Path, wanted: list[str], columns: Columns, co
         where = f"{path.name} row {number}"
         data, name = _image_of(record[columns.image])
         captions = clean_captions(_captions(record, columns))
+        if not data and name and os.path.isfile(name):  # Hugging Face's Image may name a file instead
+            row = Row(clean_key(name), captions, Location(os.path.abspath(name)))
+            if captions or options.captions_optional:
+                reading.rows.append(_finish(row, record, columns))
+            else:
+                reading.problems.add("empty caption", where, "no caption")
+            continue
         if not data:
             reading.problems.add("no image", where, "the image column holds no bytes")
             continue
@@ -128,7 +155,7 @@ def _add_embedded(file: Any, path: Path, wanted: list[str], columns: Columns, co
     if all(used) and len(set(used)) == len(used):
         key_of = {place: clean_key(names[digest]) for digest, place in places.items()}
         for row in reading.rows:
-            row.key = key_of[row.location]
+            row.key = key_of.get(row.location, row.key)
 
 
 def _captions(record: dict, columns: Columns) -> list[str]:

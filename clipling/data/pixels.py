@@ -14,15 +14,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import PIL
 from PIL import Image
 
-from clipling.data.images import ImageError, size_and_format
+from clipling.data.images import ImageError, decode_fast, size_and_format
 from clipling.data.pairs import hash_bytes
-from clipling.data.views import eval_pixels
+from clipling.data.views import WHOLE, eval_pixels, render
 from clipling.errors import UserError
 from clipling.store import atomic_produce, atomic_write, cache_dir, disk_error, write_json
 
@@ -49,13 +49,14 @@ class Pixels:
     how: "squash", or the relevant settings of a preprocess_cfg.
     """
 
-    def __init__(self, pictures: Pictures, size: int, how: str | dict[str, Any], folder: Path, stored: bool) -> None:
+    def __init__(self, pictures: Pictures, size: int, how: str | dict[str, Any], folder: Path, stored: bool, fast: bool = False) -> None:
         """Use `Pixels.open`."""
         self.pictures = pictures
         self.size = size
         self.how = how
         self.folder = folder
         self.stored = stored
+        self.fast = fast
         self._array: np.ndarray | None = None
         self._aspect: np.ndarray | None = None
 
@@ -69,6 +70,7 @@ class Pixels:
         threads: int | None = None,
         block: int = BLOCK,
         progress: Callable[[int, int], Any] | None = None,
+        decode: Literal["exact", "fast"] = "exact",
     ) -> Pixels:
         """The pixels of `pictures` at `size`, made in the cache folder on the first call and found there afterwards.
 
@@ -76,12 +78,18 @@ class Pixels:
             whole source. A preprocess_cfg gives `eval_pixels`, as evaluation wants it.
         limit_bytes: sources that would take more are decoded on demand instead.
         progress: called with (pictures done, pictures in all).
+        decode: "fast" for pictures that are only trained on (see `images.decode_fast`): squashed ones. Evaluation, banks and whatever
+            is joined by hash to pictures wants "exact" pixels, which differ from the fast ones by a level or two.
         Raises UserError when a picture can no longer be read, or the cache folder cannot be written.
         """
         settings = _settings(size, how)
+        if decode == "fast":
+            if how != "squash":
+                raise ValueError("fast decoding is for training: evaluation (a preprocess_cfg) needs exact pixels")
+            settings["decode"] = "fast"
         folder = cache_dir() / "pixels" / _entry_name(pictures, settings)
         stored = len(pictures.keys) * size * size * 3 <= limit_bytes
-        pixels = cls(pictures, size, settings if isinstance(how, Mapping) else "squash", folder, stored)
+        pixels = cls(pictures, size, settings if isinstance(how, Mapping) else "squash", folder, stored, decode == "fast")
         if stored and not pixels._finished():
             _Build(pixels, block).run(threads or min(8, os.cpu_count() or 1), progress)
             write_json(folder / "manifest.json", {"count": len(pixels), "settings": settings, "format": FORMAT})
@@ -122,6 +130,9 @@ class Pixels:
     def decode(self, i: int) -> tuple[np.ndarray, float]:
         """Pixels [size, size, 3] and aspect of picture i, from the picture itself."""
         try:
+            if self.fast:
+                found, (width, height) = decode_fast(self.pictures.image_bytes(i), self.size)
+                return render(found, np.array(WHOLE), False, self.size), width / height
             image = self.pictures.image(i)
         except ImageError as error:
             raise UserError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from clipling.data.pairs import Location, Row, clean_caption
@@ -14,7 +16,7 @@ from clipling.data.problems import Problem, Problems
 from clipling.errors import UserError, near
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
-_URLS = ("http://", "https://", "s3://", "gs://")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass
@@ -26,12 +28,14 @@ class Reading:
         rows: in the order of the source.
         problems: rows that could not be read.
         inputs: the files and folders whose change makes the reading out of date (images of rows need not be named).
+        known: hashes of the image bytes at locations that need not be looked at again (those of packed tars).
     """
 
     origin: str
     rows: list[Row] = field(default_factory=list)
     problems: Problems = field(default_factory=Problems)
     inputs: list[str] = field(default_factory=list)
+    known: dict[Location, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Options:
     group: str | None = None
     separator: str | None = None
     captions_optional: bool = False
+    links: bool = False
+    """Pictures may be links, which become locations as they are (`clipling data pack` downloads them)."""
 
 
 class Paths:
@@ -144,30 +150,34 @@ def make_row(written: Any, captions: list[str], paths: Paths, where: str, proble
     if not isinstance(written, str) or not written.strip():
         problems.add("no image", where, "the image column is empty")
         return None
-    if is_url(written):
+    link = is_url(written)
+    if link and not options.links:
         problems.add("link", where, f"{written[:200]} is a link: download the picture first")
         return None
     captions = clean_captions(captions)
     if not captions and not options.captions_optional:
         problems.add("empty caption", where, f"no caption for {written[:200]}")
         return None
+    if link:
+        return Row(clean_key(written.strip()), captions, Location(written.strip()))
     key, location = paths.locate(written.strip())
     return Row(key, captions, location)
 
 
 def is_url(text: str) -> bool:
-    return text.strip().lower().startswith(_URLS)
+    """Whether a text is a link (`https://...`, `s3://...`) and no path."""
+    return _URL.match(text.strip()) is not None
 
 
 def url_error(where: str, image_column: str, caption_column: str | None) -> UserError:
-    """The error for a table of links: what to do before clipling can read it."""
+    """The error for a table of links: what to do before clipling can train on it."""
     caption = caption_column or "CAPTION_COLUMN"
     return UserError(
-        f"{where}: column {image_column!r} holds links, not files, and clipling does not download pictures. "
-        "Download them first, for example with img2dataset (pip install img2dataset):\n"
-        f"  img2dataset --url_list {Path(where).name} --input_format {Path(where).suffix.lstrip('.') or 'csv'} "
-        f"--url_col {image_column} --caption_col {caption} --output_format webdataset --output_folder pictures\n"
-        "and then open the tars it made: 'pictures/{00000..00009}.tar'"
+        f"{where}: column {image_column!r} holds links, not files, and training reads files. Download the pictures once "
+        "(failures are listed, and the same command goes on where it was stopped):\n"
+        f"  clipling data pack {quote(where)} pictures --image-column {quote(image_column)} --caption-column {quote(caption)}\n"
+        "and then give the folder that it made: pictures. For very many links, img2dataset (pip install img2dataset) with "
+        "--output_format webdataset makes tars that clipling reads too."
     )
 
 
@@ -179,7 +189,7 @@ def merge(reading: Reading) -> list[Row]:
     for row in reading.rows:
         known = by_location.get(row.location) or by_key.get(row.key)
         if known is None:
-            known = Row(row.key, list(row.captions), row.location, row.group, dict(row.extras))
+            known = Row(row.key, list(row.captions), row.location, row.group, dict(row.extras), row.part)
             merged.append(known)
         else:
             known.captions.extend(row.captions)

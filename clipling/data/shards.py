@@ -12,12 +12,14 @@ from itertools import product
 from pathlib import Path
 from typing import BinaryIO
 
+from clipling.data.packed import read_packed
 from clipling.data.pairs import Location, Row
 from clipling.data.problems import Problems
 from clipling.data.reading import Options, Reading, clean_captions, clean_key, field_of, text_of, texts_of
 from clipling.errors import UserError
 
-MEMBER_IMAGES = ("jpg", "jpeg", "png", "webp")
+MEMBER_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+PACKED_KEY = "clipling_key"  # the field of .json that holds a key which is no good name of a member
 # What img2dataset writes into each JSON: where a picture came from and how it was resized, nothing about its content.
 _DOWNLOAD_FIELDS = {
     *("key", "url", "status", "error_message", "sha256", "md5", "exif", "shard_id"),
@@ -67,12 +69,16 @@ class _Sample:
 def read_shard(path: Path, options: Options) -> Reading:
     """Rows of one tar, in the order of its members, keyed by folder and name up to the first dot.
 
-    An image is `.jpg`, `.jpeg`, `.png` or `.webp`. Its captions are the field `caption` or `captions` of `.json` (or
-    the field that `caption_column` names: `lang.de` is `de` of the object `lang`), otherwise the lines of `.txt`. The
-    field `group` of `.json` (or another that is named) is the group, `.cls` becomes `extras["cls"]`, other fields
-    become extras. From a truncated tar the whole samples are kept, and a problem tells of it.
+    A tar that `clipling data pack` made is read by the index beside it. In others, an image is one of MEMBER_IMAGES. Its
+    captions are the field `caption` or `captions` of `.json` (or the field that `caption_column` names: `lang.de` is `de`
+    of the object `lang`), otherwise the lines of `.txt`. The field `group` of `.json` (or another that is named) is the
+    group, `.cls` becomes `extras["cls"]`, other fields become extras. From a truncated tar the
+    whole samples are kept, and a problem tells of it.
     """
     path = Path(os.path.abspath(path))
+    packed = read_packed(path, options)
+    if packed is not None:
+        return packed
     reading = Reading(str(path), problems=Problems(str(path)), inputs=[str(path)])
     samples = _samples(path, reading.problems)
     with open(path, "rb") as file:
@@ -139,6 +145,7 @@ def _members(path: Path, damage: list[str]) -> Iterator[tuple[str, Location]]:
                     return
                 if member.isreg():
                     yield member.name, Location(str(path), member.offset_data, member.size)
+                tar.members.clear()  # tarfile keeps what it has seen: gigabytes for a tar of millions
             end = tar.offset
         with open(path, "rb") as file:
             file.seek(end)
@@ -157,7 +164,7 @@ def _row(sample: _Sample, file: BinaryIO, shard: str, problems: Problems, option
     image = next((sample.members[suffix] for suffix in MEMBER_IMAGES if suffix in sample.members), None)
     if image is None:
         found = ", ".join(f".{suffix}" for suffix in sample.members)
-        problems.add("no image", where, f"no .jpg, .jpeg, .png or .webp, only {found}")
+        problems.add("no image", where, f"no .jpg, .jpeg, .png, .webp or other image, only {found}")
         return None
     record = {}
     if "json" in sample.members:
@@ -174,11 +181,11 @@ def _row(sample: _Sample, file: BinaryIO, shard: str, problems: Problems, option
         problems.add("no caption", where, "no caption in .json or .txt")
         return None
     group = options.group or "group"
-    used = {"caption", "captions", group, options.caption_column, *_DOWNLOAD_FIELDS}
+    used = {"caption", "captions", PACKED_KEY, group, options.caption_column, *_DOWNLOAD_FIELDS}
     extras = {name: value for name, value in record.items() if name not in used and value is not None}
     if "cls" in sample.members:
         extras["cls"] = _read(file, sample.members["cls"]).decode("utf-8", "replace").strip()
-    return Row(sample.key, captions, image, text_of(field_of(record, group)), extras)
+    return Row(record.get(PACKED_KEY) or sample.key, captions, image, text_of(field_of(record, group)), extras)
 
 
 def _captions(sample: _Sample, record: dict, file: BinaryIO, options: Options) -> list[str]:

@@ -6,15 +6,17 @@ import json
 import os
 from dataclasses import astuple
 from pathlib import Path
+from shlex import quote
 
 from clipling.data import index
+from clipling.data.arrow import parquet_files, saved_dataset
 from clipling.data.csvlines import SEPARATORS, header_of, read_lines, separator_of
 from clipling.data.folder import read_folder
 from clipling.data.jsonl import read_jsonl
 from clipling.data.pairs import Pairs
-from clipling.data.parquet import read_parquet
+from clipling.data.parquet import columns_of, read_tables
 from clipling.data.problems import Problems
-from clipling.data.reading import Options, Reading, field_of
+from clipling.data.reading import Options, Reading, field_of, is_url
 from clipling.data.shards import expand_braces, read_shards
 from clipling.data.table import read_table
 from clipling.errors import UserError, near
@@ -22,7 +24,10 @@ from clipling.errors import UserError, near
 _TABLES = (".csv", ".tsv")
 _JSON_LINES = (".jsonl", ".ndjson")
 _IN_FOLDER = ("captions.csv", "captions.tsv", "metadata.jsonl", "captions.jsonl", "metadata.csv", "metadata.parquet")
-_KINDS = "a folder, .csv, .tsv, .jsonl, .parquet, .tar (with ranges such as {00000..00005}), demo:emoji or demo:toyworld"
+_KINDS = (
+    "a folder (of pictures, tars, parquet files or a saved Hugging Face dataset), .csv, .tsv, .jsonl, .parquet, .tar (with ranges such as "
+    "{00000..00005}), demo:emoji or demo:toyworld"
+)
 
 
 def open_pairs(
@@ -55,10 +60,28 @@ def open_pairs(
     _refuse_ignored(options, {kind for kind, _ in parts}, spec)
     # The current folder counts: relative paths of a table may start there.
     cache = index.index_path([(kind, *map(str, paths)) for kind, paths in parts], astuple(options), os.getcwd())
-    found = index.kept(cache, lambda: [reading for kind, paths in parts for reading in _read(kind, paths, options)], str(spec))
+    found = index.kept(cache, lambda: _read_all(parts, options), str(spec))
     problems = Problems(str(spec), found.problems)
     check_usable(problems, len(found.rows), max_bad)
     return Pairs.from_rows(str(spec), found.rows, found.hashes, problems)
+
+
+def read_parts(spec: str, options: Options) -> list[Reading]:
+    """What the readers find in the parts of a spec, before any picture is looked at. Raises UserError as `open_pairs` does."""
+    parts = [resolve(part.strip()) for part in str(spec).split("::")]
+    _refuse_ignored(options, {kind for kind, _ in parts}, spec)
+    return _read_all(parts, options)
+
+
+def _read_all(parts: list[tuple[str, list[Path]]], options: Options) -> list[Reading]:
+    """The readings of all parts; their rows know the number of theirs."""
+    readings = []
+    for number, (kind, paths) in enumerate(parts):
+        for reading in _read(kind, paths, options):
+            for row in reading.rows:
+                row.part = number
+            readings.append(reading)
+    return readings
 
 
 def check_usable(problems: Problems, good: int, max_bad: float) -> None:
@@ -124,8 +147,11 @@ def resolve(part: str) -> tuple[str, list[Path]]:
         return "demo", [Path(part)]
     if not part:
         raise UserError(f"the source has an empty part. Give {_KINDS}; several are joined by '::'")
-    if part.lower().startswith(("http://", "https://", "s3://", "gs://", "hf://")):
-        raise UserError(f"{part} is not on this machine: download it first, then give the path of the folder or file")
+    if is_url(part):
+        raise UserError(
+            f"{part} is not on this machine: download it first, once, with\n  clipling data pack {quote(part)} FOLDER\n"
+            "(it goes on where it was stopped, and shrinks the pictures to what training needs), then give FOLDER"
+        )
     paths = _files(part)
     if len(paths) == 1 and paths[0].is_dir():
         return _in_folder(paths[0])
@@ -177,6 +203,8 @@ def _kind(path: Path) -> str:
         return "jsonl"
     if suffix in (".parquet", ".tar"):
         return suffix[1:]
+    if suffix == ".arrow":
+        return "parquet"
     if suffix in (".gz", ".tgz", ".zip", ".xz", ".bz2", ".zst"):
         raise UserError(f"{path.name} is packed: unpack it first. Images in a plain .tar can be read at random.")
     if suffix == ".json":
@@ -187,12 +215,15 @@ def _kind(path: Path) -> str:
 
 
 def _in_folder(folder: Path) -> tuple[str, list[Path]]:
-    """A folder is read by the table in it, or as the tars in it, or else by the .txt files beside its images."""
+    """A folder is read by the table in it, as the tars, the dataset or the parquet files in it, or else by the .txt beside its images."""
     for name in _IN_FOLDER:
         if (folder / name).is_file():
             return _kind(folder / name), [folder / name]
     tars = sorted(folder.glob("*.tar"))
-    return ("tar", tars) if tars else ("folder", [folder])
+    if tars:
+        return "tar", tars
+    tables = saved_dataset(folder) or parquet_files(folder)
+    return ("parquet", tables) if tables else ("folder", [folder])
 
 
 _READ_BY = {
@@ -237,9 +268,7 @@ def _has(kind: str, path: Path, name: str, value: str) -> bool:
             return any(value in header_of(lines, character)[0] for character in SEPARATORS.values())
         if kind == "jsonl":
             return any(field_of(_object(line), value) is not None for line in read_lines(path))
-        import pyarrow.parquet
-
-        return value in pyarrow.parquet.read_schema(path).names
+        return value in columns_of(path)
     except (OSError, ValueError, ImportError):
         return True
 
@@ -264,7 +293,9 @@ def _read(kind: str, paths: list[Path], options: Options) -> list[Reading]:
             return [Reading(origin, rows, pairs.problems, files)]
         if kind == "tar":
             return read_shards(paths, options)
-        reader = {"table": read_table, "jsonl": read_jsonl, "parquet": read_parquet, "folder": read_folder}[kind]
+        if kind == "parquet":
+            return read_tables(paths, options)
+        reader = {"table": read_table, "jsonl": read_jsonl, "folder": read_folder}[kind]
         return [reader(path, options) for path in paths]
     except OSError as error:
         raise UserError(f"{error.filename or paths[0]} cannot be read: {error.strerror or error}") from error

@@ -42,7 +42,8 @@ def read_table(path: Path, options: Options) -> Reading:
     places = header.index(columns.image), header.index(columns.caption) if columns.caption else None
     found = records(lines, start, separator, len(header), places[0])
     first = list(islice(found, 100))
-    _refuse_links(path, first, header, columns)
+    if not options.links:
+        _refuse_links(path, first, header, columns)
     reading = Reading(str(path), problems=Problems(str(path)), inputs=[str(path)])
     paths = Paths(path.parent)
     for part in (first, found):
@@ -59,8 +60,10 @@ def find_columns(header: Sequence[str], options: Options, where: str, images: Se
     shown = ", ".join(repr(name[:60]) for name in header[:20]) + (", ..." if len(header) > 20 else "")
     if image is None:
         links = choose(header, URL_COLUMNS, None, "", where)
-        if links is not None:
+        if links is not None and not options.links:
             raise url_error(where, links, caption)
+        image = links
+    if image is None:
         raise UserError(
             f"{where}: no image column. Its columns are: {shown}. Wanted is one of {', '.join(images)}. {_advice(header, '--image-column')}"
         )
@@ -104,7 +107,8 @@ def _separator(path: Path, lines: list[str], options: Options) -> str:
 
 def _fits(header: list[str], options: Options) -> bool:
     lower = {name.lower() for name in header}
-    image = options.image_column in header if options.image_column else not lower.isdisjoint(IMAGE_COLUMNS)
+    wanted = (*IMAGE_COLUMNS, *URL_COLUMNS) if options.links else IMAGE_COLUMNS
+    image = options.image_column in header if options.image_column else not lower.isdisjoint(wanted)
     caption = options.caption_column in header if options.caption_column else not lower.isdisjoint(CAPTION_COLUMNS)
     return image and (caption or options.captions_optional)
 

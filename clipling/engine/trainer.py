@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from clipling.data.loader import TrainBatches, loader
+from clipling.data.loader import TrainBatches
+from clipling.data.workers import loader
 from clipling.engine import checkpoint
 from clipling.engine.batch import BatchMaker
 from clipling.engine.compute import bf16_is_native, prepare

@@ -16,9 +16,12 @@ def inspect(
     separator: str | None = None,
     group: str | None = None,
     problems: Path | None = None,
+    size: int = 224,
+    rate: float | None = None,
+    workers: int = 1,
     json: bool = False,
 ) -> dict[str, Any]:
-    """Prints what was parsed of a source: pairs, captions, duplicates, problems, samples.
+    """Prints what was parsed of a source: pairs, captions, duplicates, problems, samples, and how quickly its pictures load.
 
     Args:
         source: A folder, .csv/.tsv, .jsonl, .tar files (braces allowed), or demo:emoji.
@@ -27,12 +30,16 @@ def inspect(
         separator: Separator of a CSV file, when it cannot be guessed.
         group: Column that names a product.
         problems: Write the list of bad rows to this .tsv file.
+        size: Pixels that the student will see.
+        rate: Pairs a second that training takes, to say whether loading keeps up.
+        workers: Processes that load (data.workers).
         json: Print as JSON.
     """
     from clipling.data.inspect import inspect as look
     from clipling.data.source import open_pairs
+    from clipling.data.speed import loading
 
     pairs = open_pairs(source, image_column=image_column, caption_column=caption_column, group=group, separator=separator, max_bad=1.0)
     if problems is not None:
         pairs.problems.write(problems)
-    return look(pairs)
+    return {**look(pairs), "loading": loading(pairs, size, rate, workers)}

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from clipling.data import draw
-from clipling.data.loader import HostBatch, TrainBatches, loader
+from clipling.data.loader import HostBatch, TrainBatches
 from clipling.data.pairs import Location, Pairs, Row, hash_bytes
 from clipling.data.pixels import Pixels
 from clipling.data.views import Augment, crops, render
+from clipling.data.workers import loader
 from clipling.errors import UserError
 
 COUNT = 37

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from clipling.data.loader import TrainBatches, loader
+from clipling.data.loader import TrainBatches
 from clipling.data.pairs import Pairs, hash_bytes
 from clipling.data.photos import open_photos, read_texts, with_texts
 from clipling.data.pixels import Pixels
 from clipling.data.source import open_pairs
 from clipling.data.split import split
 from clipling.data.views import Augment
+from clipling.data.workers import loader
 from clipling.errors import UserError
 from tests.data.making import picture, pictures, put, tar
 

@@ -274,3 +274,48 @@ def test_the_file_is_plain_npy(tmp_path, fresh_cache):
     loaded = np.load(io.BytesIO((pixels.folder / "pixels.npy").read_bytes()), allow_pickle=False)
     assert loaded.dtype == np.uint8
     assert np.array_equal(loaded, pixels[:])
+
+
+def photo(width, height, form="JPEG", mode="RGB", **how):
+    """A smooth picture with detail, as photographs have it."""
+    across, down = np.meshgrid(np.linspace(0, 9, width), np.linspace(0, 7, height))
+    values = np.stack([np.sin(across + down), np.cos(across * 2 - down), np.sin(across * down / 4)], axis=2)
+    out = io.BytesIO()
+    Image.fromarray(((values + 1) * 127).astype(np.uint8)).convert(mode).save(out, form, **how)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("sides", [(90, 70), (256, 200), (1000, 700), (33, 512)])
+@pytest.mark.parametrize("kind", ["JPEG", "grey", "cmyk", "turned", "PNG", "transparent"])
+def test_fast_pixels_are_nearly_the_exact_ones(tmp_path, fresh_cache, sides, kind):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    made = {
+        "grey": {"mode": "L"},
+        "cmyk": {"mode": "CMYK"},
+        "turned": {"exif": turned},
+        "PNG": {"form": "PNG"},
+        "transparent": {"form": "PNG", "mode": "RGBA"},
+    }.get(kind, {})
+    path = tmp_path / "x"
+    path.write_bytes(photo(*sides, **made))
+    pairs = Pairs.from_rows("x", [Row("x", ["c"], Location(str(path)))], [hash_bytes(path.read_bytes())])
+    exact, fast = Pixels.open(pairs, 64), Pixels.open(pairs, 64, decode="fast")
+    assert exact.folder != fast.folder
+    assert fast.aspect.tolist() == exact.aspect.tolist()
+    difference = np.abs(exact[0].astype(int) - fast[0])
+    assert difference.mean() < 2.5, "nearly: read at half its size a picture loses a little"
+    assert np.array_equal(Pixels.open(pairs, 64, decode="fast", limit_bytes=0)[0], fast[0]), "stored or not, the same values"
+
+
+def test_fast_decoding_is_refused_where_pixels_must_be_exact(tmp_path):
+    with pytest.raises(ValueError, match="exact"):
+        Pixels.open(Pairs.from_rows("x", [], []), 64, {"size": 64}, decode="fast")
+
+
+def test_broken_pictures_fail_alike(tmp_path, fresh_cache):
+    for data in (b"", b"no picture", photo(90, 70)[:500]):
+        (tmp_path / "x").write_bytes(data)
+        pairs = Pairs.from_rows("x", [Row("x", ["c"], Location(str(tmp_path / "x")))], [hash_bytes(data)])
+        with pytest.raises(UserError, match="cannot be read now"):
+            Pixels.open(pairs, 16, decode="fast")

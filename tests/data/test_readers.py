@@ -117,7 +117,7 @@ def test_links_are_explained(tmp_path):
         ("d.jsonl", '{"url": "http://x/1.jpg", "caption": "a"}\n'),
         ("e.jsonl", '{"image": "http://x/1.jpg", "caption": "a"}\n'),
     ]:
-        with pytest.raises(UserError, match=f"img2dataset --url_list {name}"):
+        with pytest.raises(UserError, match=f"clipling data pack .*{name} pictures"):
             open_pairs(str(put(tmp_path / name, text)))
     rows.insert(1, ["0.jpg", "b"])
     pairs = open_pairs(str(table(tmp_path, rows)), max_bad=0.5)

@@ -1,0 +1,174 @@
+"""Any source as tars of small pictures with an index: copied or downloaded once, resumed after a kill, failures listed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from clipling.data.pack_picture import check_settings
+from clipling.data.pack_shard import Packing, pack_shard
+from clipling.data.packed import SUFFIX, index_of
+from clipling.data.pairs import Row
+from clipling.data.problems import Problem, Problems
+from clipling.data.reading import Options, combine
+from clipling.data.remote import Fetch, FetchError, remote_files, split_remote, suffix_of
+from clipling.data.source import read_parts
+from clipling.errors import UserError
+from clipling.store import read_json, write_json
+
+SETTINGS_FILE = "pack.json"
+INCOMING = "incoming"
+_REMOTE_KINDS = (".tar", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is packed in one go: all local parts of a spec together, and each remote file by itself.
+
+    rows: of the unit, with keys that are unique in it, and the rows that its reader left out. origin: goes before keys that two units
+    share. close: takes away what was copied for it.
+    """
+
+    rows: list[Row]
+    problems: list[Problem]
+    origin: str
+    close: Callable[[], Any]
+
+
+def pack(
+    spec: str,
+    out: Path,
+    options: Options,
+    *,
+    size: int | None,
+    quality: int,
+    shard: int,
+    fetch: Fetch,
+    at_once: int,
+    retry: bool = False,
+    progress: Callable[[str, int, int], Any] | None = None,
+) -> dict[str, Any]:
+    """Packs a source into `out/*.tar` of `shard` pairs each; shards that are finished are not made again.
+
+    The packed source has the pairs of the source in their order, with the same keys, captions, groups and extras, apart from rows that
+    cannot be used, which are listed in `out/problems.tsv`; with `retry` those that could not be fetched or read before are tried again.
+    progress: called with (what is done, so much of it, out of so much).
+    Raises UserError for a source that cannot be read, a folder that holds something else, a full disk, and when nothing is left.
+    """
+    check_settings(size, quality)
+    if shard < 1 or at_once < 1:
+        raise UserError(f"--shard {shard}, --at-once {at_once}: expected at least 1")
+    progress = progress or (lambda what, done, total: None)
+    options = replace(options, links=True)
+    settings = {"format": 1, "source": str(spec), "size": size, "quality": quality, "shard": shard}
+    settings |= {name: value for name, value in vars(options).items() if name != "links"}
+    _begin(out, settings)
+    packing = Packing(size, quality, fetch, at_once, retry)
+    problems, counts, names = Problems(str(spec)), Counter(), []
+    for unit, number, several in _units(spec, out, options, fetch, progress):
+        problems.extend(unit.problems)
+        what = f"packing file {number + 1}" if several else "packing"
+        progress(what, 0, len(unit.rows))
+        for start in range(0, len(unit.rows), shard):
+            rows = unit.rows[start : start + shard]
+            name = f"{number:05d}-{start // shard:05d}.tar" if several else f"{start // shard:05d}.tar"
+            index, fresh = pack_shard(out / name, rows, start, unit.origin, packing, hopeless=not counts["pairs"])
+            names.append(name)
+            problems.extend(Problem(*failure) for failure in index.failures)
+            counts.update(
+                pairs=len(index.entries),
+                captions=sum(len(entry.captions) for entry in index.entries),
+                bytes=index.bytes,
+                failed=len(index.failures),
+                made_now=int(fresh),
+                **index.counts,
+            )
+            progress(what, start + len(rows), len(unit.rows))
+        unit.close()
+    return _finish(out, settings, names, problems, counts)
+
+
+def _begin(out: Path, settings: dict[str, Any]) -> None:
+    """Refuses a folder that holds anything else; takes away what a killed call left half written."""
+    known = out / SETTINGS_FILE
+    if known.is_file():
+        before = read_json(known)
+        other = [name for name, value in settings.items() if before.get(name) != value]
+        if other:
+            said = "; ".join(f"{name} was {before.get(name)!r} and is {settings[name]!r}" for name in other)
+            raise UserError(f"{out} holds a pack that was made with other settings: {said}. Choose another folder, or remove this one.")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is no pack of clipling: choose another folder")
+    for left in out.glob(".*.tmp") if out.is_dir() else ():
+        if re.fullmatch(r"\.[\w.-]+\.[0-9a-f]{8}\.tmp", left.name):
+            left.unlink(missing_ok=True)
+    if not known.is_file():
+        write_json(known, settings)
+
+
+def _units(
+    spec: str, out: Path, options: Options, fetch: Fetch, progress: Callable[[str, int, int], Any]
+) -> Iterator[tuple[Unit, int, bool]]:
+    """(unit, its number, whether there are several)."""
+    local, remote = split_remote(spec)
+    urls = [url for part in remote for url in remote_files(part, fetch.timeout)]
+    unknown = [url for url in urls if suffix_of(url) not in _REMOTE_KINDS]
+    if unknown:
+        raise UserError(
+            f"{unknown[0]} is not a source. A link leads to {', '.join(_REMOTE_KINDS)}, or to a folder of .tar or .parquet files"
+        )
+    several = len(urls) + bool(local) > 1
+    if local:
+        rows, problems = combine(read_parts("::".join(local), options))
+        yield Unit(rows, problems, "", lambda: None), 0, several
+    for number, url in enumerate(urls, start=bool(local)):
+        yield _fetched(url, number, out, options, fetch, progress), number, several
+
+
+def _fetched(url: str, number: int, out: Path, options: Options, fetch: Fetch, progress: Callable[[str, int, int], Any]) -> Unit:
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(urlsplit(url).path).name)
+    # The name stays what it was: keys of some rows begin with it. The folder tells two files of one name apart.
+    path = out / INCOMING / f"{number:05d}" / name
+    try:
+        fetch.copy(url, path, lambda done, total: progress(f"copying {name}", done, total))
+    except FetchError as error:
+        raise UserError(f"{url} cannot be copied: {error}. The same command goes on from what was copied.") from error
+    rows, problems = combine(read_parts(str(path), options))
+
+    def close() -> None:
+        path.unlink(missing_ok=True)
+        for folder in (path.parent, path.parent.parent):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    return Unit(rows, problems, url, close)
+
+
+def _finish(out: Path, settings: dict[str, Any], names: list[str], problems: Problems, counts: Counter[str]) -> dict[str, Any]:
+    if not counts["pairs"]:
+        listed = f": {problems.summary()}.\n{problems.first()}" if len(problems) else "."
+        raise UserError(f"{problems.name} has no pair that can be packed{listed}")
+    for stale in out.glob("*.tar"):  # of a source that had more rows when this folder was begun
+        if stale.name not in names and index_of(stale).is_file():
+            stale.unlink()
+            index_of(stale).unlink()
+    for stale in out.glob(f"*{SUFFIX}"):
+        if stale.name.removesuffix(SUFFIX) + ".tar" not in names:
+            stale.unlink()
+    problems.write(out / "problems.tsv")
+    made = {key: counts[key] for key in ("pairs", "captions", "failed", "kept", "resized", "bytes", "made_now")}
+    write_json(out / SETTINGS_FILE, {**settings, "finished": {k: v for k, v in made.items() if k != "made_now"}})
+    return {
+        "out": str(out),
+        "shards": len(names),
+        **made,
+        "left_out": problems.counts(),
+        "first_problems": [list(problem) for problem in problems.rows[:5]],
+        "problem_list": os.fspath(out / "problems.tsv"),
+    }

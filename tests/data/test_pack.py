@@ -1,0 +1,341 @@
+"""Packed sources: the same pairs, by index and without; resumed after kills with the same bytes; links with all their failures."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipling.data import index
+from clipling.data.images import decode
+from clipling.data.pack import pack
+from clipling.data.pack_picture import packed_picture
+from clipling.data.packed import index_of, read_index
+from clipling.data.pairs import hash_bytes
+from clipling.data.reading import Options
+from clipling.data.remote import Fetch
+from clipling.data.source import open_pairs
+from clipling.errors import UserError
+from tests.data.making import encode, pixels, put, tar
+from tests.data.serving import Site, flaky, serving, slow
+from tests.faults.killing import kill_until_done
+
+pytestmark = pytest.mark.usefixtures("fresh_cache")
+QUICK = Fetch(timeout=0.6, retries=1, most_bytes=100_000)
+
+
+def run(spec, out, options=None, **changes):
+    settings = {"size": 32, "quality": 90, "shard": 4, "fetch": QUICK, "at_once": 4, **changes}
+    return pack(str(spec), out, options or Options(), **settings)
+
+
+def photo(seed: int, width: int, height: int, form: str = "JPEG", **how) -> bytes:
+    return encode(Image.fromarray(pixels(seed, width, height)), form, **how)
+
+
+def source(folder, count=11):
+    """Keys with dots, blanks and folders; groups, nested extras, several captions, one caption of two lines."""
+    names = ["a.b", "c d/e", "日本", "x" * 120, "row-000000003", "plain", "p/q.r/s"]
+    members = []
+    for n in range(count):
+        name = f"{names[n % len(names)].replace('.', '·')}-{n}" if n >= len(names) else names[n].replace(".", "·")
+        members.append((f"{name}.jpg", photo(n, 64, 48) if n % 2 else photo(n, 20, 30)))
+        about = {
+            "caption": [f"caption {n}", f"zwei {n}"][: 1 + n % 2],
+            "group": "g" if n > 8 else "",
+            "lang": {"de": [f"bild {n}"]},
+            "n": n,
+        }
+        members.append((f"{name}.json", about))
+    return tar(folder / "src.tar", members)
+
+
+def same_pairs(a, b):
+    for name in ("keys", "captions", "groups", "extras"):
+        assert getattr(a, name) == getattr(b, name), name
+    assert a.offsets.tolist() == b.offsets.tolist()
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "pack.json"}
+
+
+def test_the_packed_source_has_the_same_pairs_by_index_and_without(tmp_path, monkeypatch):
+    original = open_pairs(str(source(tmp_path)))
+    made = run(tmp_path / "src.tar", tmp_path / "out")
+    assert (made["pairs"], made["captions"], made["shards"], made["failed"]) == (11, 16, 3, 0)
+    assert (made["kept"], made["resized"]) == (6, 5)
+    looked = []
+    monkeypatch.setattr(index, "verify", looked.append)
+    packed = open_pairs(str(tmp_path / "out"))
+    assert not looked, "an index spares the look at every picture"
+    same_pairs(original, packed)
+    for i in range(11):
+        data = packed.image_bytes(i)
+        assert packed.hashes[i] == hash_bytes(data)
+        if i % 2 == 0:
+            assert data == original.image_bytes(i), "small enough: bit for bit"
+        else:
+            assert packed.image(i).size == (43, 32)
+            squeezed = np.asarray(original.image(i).resize((43, 32), Image.Resampling.BICUBIC), np.float64)
+            assert np.abs(np.asarray(packed.image(i), np.float64) - squeezed).mean() < 16  # noise is the hardest case of JPEG
+    for path in (tmp_path / "out").glob("*.index.jsonl"):
+        path.unlink()
+    bare = open_pairs(str(tmp_path / "out"))
+    assert looked
+    same_pairs(original, bare)
+    assert bare.hashes == packed.hashes
+
+
+def test_other_loaders_read_the_tars(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    source(tmp_path)
+    run(tmp_path / "src.tar", tmp_path / "out")
+    samples = list(webdataset.WebDataset([str(p) for p in sorted((tmp_path / "out").glob("*.tar"))], shardshuffle=False))
+    assert len(samples) == 11
+    for n, sample in enumerate(samples):
+        assert sample["txt"].decode() == f"caption {n}"
+        assert json.loads(sample["json"])["n"] == n
+        assert decode(sample["jpg"]).size[0] > 0
+
+
+def test_options_name_fields_of_a_packed_source(tmp_path):
+    original = source(tmp_path)
+    run(original, tmp_path / "out")
+    for options in ({"caption_column": "lang.de"}, {"group": "n"}, {"caption_column": "lang.de", "group": "n"}):
+        a, b = open_pairs(str(original), **options), open_pairs(str(tmp_path / "out"), **options)
+        assert (a.keys, a.captions, a.groups) == (b.keys, b.captions, b.groups)
+    with pytest.raises(UserError, match=r"lang\.xx"):
+        open_pairs(str(tmp_path / "out"), caption_column="lang.xx")
+
+
+def test_bytes_unchanged(tmp_path):
+    members = []
+    for n, form in enumerate(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")):
+        put(tmp_path / "in" / f"{n}.{form.lower()}", photo(n, 70, 50, form))
+        members.append(f"{n}.{form.lower()},c{n}")
+    table = put(tmp_path / "in" / "t.csv", "filepath,title\n" + "\n".join(members))
+    run(table, tmp_path / "out", size=None)
+    a, b = open_pairs(str(table)), open_pairs(str(tmp_path / "out"))
+    same_pairs(a, b)
+    assert a.hashes == b.hashes, "a bank and a split stay what they were"
+    for path in (tmp_path / "out").glob("*.index.jsonl"):
+        path.unlink()
+    assert open_pairs(str(tmp_path / "out")).hashes == a.hashes
+
+
+def test_pictures_as_users_have_them():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    upright = decode(packed_picture(photo(1, 90, 60, exif=turned), 30, 90)[0])
+    assert upright.size == (30, 45)
+    _, suffix, kept = packed_picture(photo(2, 40, 400, "PNG"), 64, 90)
+    assert (suffix, kept) == ("png", True)
+    assert packed_picture(photo(2, 40, 40, "GIF"), 64, 90)[1:] == ("jpg", False)
+    smooth = Image.fromarray(np.linspace(0, 255, 900 * 600 * 3).reshape(600, 900, 3).astype(np.uint8))
+    small = decode(packed_picture(encode(smooth, "JPEG", quality=95), 64, 95)[0])
+    expected = np.asarray(smooth.resize((96, 64), Image.Resampling.BICUBIC), np.float64)
+    assert small.size == (96, 64)
+    assert np.abs(np.asarray(small, np.float64) - expected).mean() < 2
+
+
+def test_broken_rows_are_left_out_and_shift_nothing(tmp_path):
+    rows = []
+    for n in range(20):
+        colour = (n * 12, 255 - n * 12, 100)
+        data = encode(Image.new("RGB", (40, 40), colour), "PNG")
+        put(tmp_path / f"{n}.png", b"broken" if n in (0, 7) else data[:60] if n == 12 else data)
+        rows.append(f"{n}.png,picture {n}")
+    rows.insert(5, "gone.png,picture gone")
+    table = put(tmp_path / "t.csv", "filepath,title\n" + "\n".join(rows))
+    made = run(table, tmp_path / "out", shard=6)
+    assert made["left_out"] == {"broken image": 3, "missing image": 1}
+    listed = (tmp_path / "out" / "problems.tsv").read_text()
+    assert all(name in listed for name in ("0.png", "7.png", "12.png", "gone.png"))
+    for options in ({}, {"without": True}):
+        if options:
+            for path in (tmp_path / "out").glob("*.index.jsonl"):
+                path.unlink()
+        pairs = open_pairs(str(tmp_path / "out"))
+        assert len(pairs) == 17
+        for i in range(len(pairs)):
+            n = int(pairs.captions_of(i)[0].split()[1])
+            assert pairs.keys[i] == f"{n}.png"
+            colour = np.asarray(pairs.image(i), np.int64).reshape(-1, 3).mean(0)
+            assert np.abs(colour - (n * 12, 255 - n * 12, 100)).max() < 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+def test_killed_and_resumed_it_makes_the_same_bytes(tmp_path):
+    rows = []
+    for n in range(60):
+        put(tmp_path / f"{n}.jpg", b"broken" if n == 31 else photo(n, 160, 120))
+        rows.append(f"{n}.jpg,picture {n}")
+    table = put(tmp_path / "t.csv", "filepath,title\n" + "\n".join(rows))
+    run(table, tmp_path / "whole", shard=5)
+    kills = kill_until_done(lambda: run(table, tmp_path / "killed", shard=5), kills=12, shortest=0.01, longest=0.15)
+    assert kills >= 3
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert not list((tmp_path / "killed").glob(".*"))
+    assert run(table, tmp_path / "killed", shard=5)["made_now"] == 0
+    put(tmp_path / "17.jpg", photo(99, 160, 120))
+    assert run(table, tmp_path / "killed", shard=5)["made_now"] == 0, "a picture behind the same path is not looked at again"
+    put(table, table.read_text().replace("picture 17", "another 17") + "\n0.jpg,again")
+    assert run(table, tmp_path / "killed", shard=5)["made_now"] == 2, "shards of changed rows are made again"
+
+
+def test_an_index_that_does_not_fit_is_not_used(tmp_path, capsys):
+    source(tmp_path)
+    run(tmp_path / "src.tar", tmp_path / "out")
+    expected = open_pairs(str(tmp_path / "out"))
+    tars = sorted((tmp_path / "out").glob("*.tar"))
+    first, second = tars[0].read_bytes(), tars[1].read_bytes()
+    longest = max(len(first), len(second))
+    tars[0].write_bytes(second.ljust(longest, b"\0"))
+    tars[1].write_bytes(first.ljust(longest, b"\0"))
+    assert read_index(tars[0]) is None
+    swapped = open_pairs(str(tmp_path / "out"))
+    assert "does not fit" in capsys.readouterr().err
+    assert sorted(swapped.captions) == sorted(expected.captions)
+    captions = dict(zip(expected.hashes, map(expected.captions_of, range(len(expected)))))
+    assert all(swapped.captions_of(i) == captions[swapped.hashes[i]] for i in range(len(swapped)))
+    index_of(tars[2]).write_text("{}")
+    assert read_index(tars[2]) is None
+
+
+def test_folders_that_hold_something_else(tmp_path):
+    path = source(tmp_path)
+    put(tmp_path / "mine" / "letter.txt", "dear")
+    with pytest.raises(UserError, match="no pack of clipling"):
+        run(path, tmp_path / "mine")
+    run(path, tmp_path / "out")
+    with pytest.raises(UserError, match="size was 32 and is 48"):
+        run(path, tmp_path / "out", size=48)
+    for wrong in ({"size": 3}, {"quality": 5}, {"shard": 0}, {"at_once": 0}):
+        with pytest.raises(UserError, match="expected"):
+            run(path, tmp_path / "other", **wrong)
+
+
+def links(site: Site, count: int) -> str:
+    lines = ["url,caption,sku"]
+    for n in range(count):
+        site.pages[f"{n}.jpg"] = encode(Image.new("RGB", (50, 40), (n * 20, 0, 0)), "JPEG")
+        lines.append(f"{site.url(f'{n}.jpg')},number {n},s{n}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_links_are_downloaded_and_their_failures_listed(tmp_path, form):
+    with serving(Site()) as site:
+        text = links(site, 12)
+        site.pages |= {"1.jpg": 404, "2.jpg": 500, "3.jpg": b"<html>", "4.jpg": b"x" * 200_000}
+        site.pages |= {"5.jpg": slow(0.02, b"y" * 5000), "6.jpg": flaky(1, site.pages["6.jpg"])}
+        path = put(tmp_path / "t.csv", text)
+        records = [dict(zip(("url", "caption", "sku"), line.split(","))) for line in text.split("\n")[1:]]
+        if form == "jsonl":
+            path = put(tmp_path / "t.jsonl", "\n".join(map(json.dumps, records)))
+        elif form == "parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.Table.from_pylist(records), tmp_path / "t.parquet")
+            path = tmp_path / "t.parquet"
+        with pytest.raises(UserError, match=r"clipling data pack .*t\."):
+            open_pairs(str(path))
+        made = run(path, tmp_path / "out", Options(group="sku"))
+        assert made["left_out"] == {"not there": 1, "not fetched": 1, "broken image": 1, "too large": 1, "timed out": 1}
+        pairs = open_pairs(str(tmp_path / "out"))
+        assert pairs.keys == [site.url(f"{n}.jpg") for n in (0, 6, 7, 8, 9, 10, 11)]
+        for i in range(len(pairs)):
+            n = int(pairs.captions_of(i)[0].split()[1])
+            assert pairs.groups[i] == f"s{n}"
+            assert abs(pairs.image(i).getpixel((20, 20))[0] - 20 * n) < 4
+        asked = len(site.asked)
+        assert run(path, tmp_path / "out", Options(group="sku"))["made_now"] == 0
+        assert len(site.asked) == asked, "what was packed is not asked for again"
+        site.pages |= {name: encode(Image.new("RGB", (50, 40), (20 * int(name[0]), 0, 0)), "JPEG") for name in ("1.jpg", "2.jpg", "5.jpg")}
+        again = run(path, tmp_path / "out", Options(group="sku"), retry=True)
+        assert again["left_out"] == {"broken image": 1, "too large": 1}
+        assert {page for _, page, _ in site.asked[asked:]} <= {f"{n}.jpg" for n in range(1, 6)}, "only what failed is asked for again"
+        run(path, tmp_path / "fresh", Options(group="sku"))
+        assert files(tmp_path / "out") == files(tmp_path / "fresh"), "as if nothing had failed before"
+
+
+def test_a_network_that_is_down_stops_early(tmp_path):
+    path = put(tmp_path / "t.csv", "url,caption\n" + "\n".join(f"http://127.0.0.1:9/{n}.jpg,a" for n in range(300)))
+    with pytest.raises(UserError, match=r"none of the first 50 .*\n.*127\.0\.0\.1:9"):
+        run(path, tmp_path / "out", shard=300, fetch=Fetch(timeout=1, retries=0))
+    path = put(tmp_path / "few.csv", "url,caption\nnohost://x/1.jpg,a")
+    with pytest.raises(UserError, match="Protocol not known: nohost"):
+        run(path, tmp_path / "out2")
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_tars_behind_links_are_copied_once_and_resumed(tmp_path, ranges):
+    first = source(tmp_path / "one").read_bytes()
+    second = tar(tmp_path / "two" / "b.tar", {"plain.jpg": photo(50, 40, 40), "plain.txt": "another plain"}).read_bytes()
+    with serving(Site(ranges)) as site:
+        site.pages |= {"x/a.tar": first, "y/b.tar": second}
+        spec = f"{site.url('x/a.tar')}::{site.url('y/b.tar')}"
+        with pytest.raises(UserError, match="clipling data pack"):
+            open_pairs(spec)
+        run(spec, tmp_path / "out")
+        a = open_pairs(f"{tmp_path / 'one' / 'src.tar'}::{tmp_path / 'two' / 'b.tar'}")
+        b = open_pairs(str(tmp_path / "out"))
+        assert a.captions == b.captions
+        assert [key.rpartition("/")[2] for key in b.keys] == [key.rpartition("/")[2] for key in a.keys]
+        assert {"a/plain", "b/plain"} <= set(b.keys), "a key of two tars has their names before it"
+        assert not (tmp_path / "out" / "incoming").exists()
+
+
+def test_a_copy_goes_on_where_it_was_stopped(tmp_path):
+    data = np.random.default_rng(0).bytes(20 * 2**20)
+    with serving(Site()) as site:
+        site.pages["big.bin"] = data
+        fetch = Fetch(timeout=5, retries=0)
+
+        def stop(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fetch.copy(site.url("big.bin"), tmp_path / "big.bin", stop)
+        (tmp_path / "big.bin.part").write_bytes(data[: 9 * 2**20])
+        site.asked.clear()
+        assert fetch.copy(site.url("big.bin"), tmp_path / "big.bin").read_bytes() == data
+        assert next(asked for method, _, asked in site.asked if method == "GET" and asked).startswith(f"bytes={9 * 2**20}-")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["big.bin"]
+        site.pages["big.bin"] = data[::-1][:-5]  # another version: nothing of the old one is used
+        (tmp_path / "other.bin.part").write_bytes(data[:100])
+        put(tmp_path / "other.bin.part.json", json.dumps({"url": site.url("big.bin"), "size": len(data)}))
+        assert fetch.copy(site.url("big.bin"), tmp_path / "other.bin").read_bytes() == data[::-1][:-5]
+
+
+def test_other_file_systems(tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    path = source(tmp_path)
+    memory.pipe("/bucket/train/00000.tar", path.read_bytes())
+    for spec in ("memory://bucket/train", "memory://bucket/train/*.tar", "memory://bucket/train/{00000..00000}.tar", path.as_uri()):
+        out = tmp_path / hash_bytes(spec.encode())
+        assert run(spec, out)["pairs"] == 11
+        same_pairs(open_pairs(str(path)), open_pairs(str(out)))
+    with pytest.raises(UserError, match="no file is found"):
+        run("memory://bucket/nothing", tmp_path / "none")
+    with pytest.raises(UserError, match="is not a source"):
+        run("memory://bucket/letter.docx", tmp_path / "none2")
+    with pytest.raises(UserError, match="cannot be copied"):
+        run("memory://bucket/gone.tar", tmp_path / "none3", fetch=Fetch(retries=0))
+
+
+def test_tars_are_the_same_for_any_number_of_threads(tmp_path):
+    path = source(tmp_path)
+    run(path, tmp_path / "a", at_once=1)
+    run(path, tmp_path / "b", at_once=9)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    with tarfile.open(fileobj=io.BytesIO((tmp_path / "a" / "00000.tar").read_bytes())) as found:
+        assert {member.mtime for member in found} == {0}
