@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clipling.verbs.inspect import inspect
     from clipling.verbs.latency import latency
     from clipling.verbs.predict import predict
+    from clipling.verbs.reinforce import reinforce
     from clipling.verbs.report import report
     from clipling.verbs.search_index import search_index
     from clipling.verbs.search_serve import search_serve
@@ -50,6 +51,7 @@ __all__ = [
     "latency",
     "load",
     "predict",
+    "reinforce",
     "report",
     "search_index",
     "search_serve",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
+from clipling.data.pairs import hash_bytes
 from clipling.data.reading import clean_captions, field_of, text_of, texts_of
 from clipling.errors import UserError, near
 from clipling.guides.rewrite import rewrites
@@ -154,5 +156,7 @@ def captioner(spec: str) -> Captioner:
         function = load_object(spec)
         if not callable(function):
             raise UserError(f"--captions {spec}: it is no function of one text")
-        return Rewriter(function, spec.rpartition(":")[2], spec.replace("\\", "/").rsplit("/", 1)[-1])
+        file = Path(spec.rpartition(":")[0]).expanduser()
+        content = hash_bytes(file.read_bytes())[:12]  # another content makes other captions
+        return Rewriter(function, spec.rpartition(":")[2], f"{file.name}:{spec.rpartition(':')[2]} ({content})")
     raise UserError(f"--captions {spec!r} is not understood. {near(spec, KINDS)}")

@@ -96,12 +96,9 @@ def reinforce(
         done += _size(number, pairs, settings)
         progress("teachers' knowledge", done, total)
     found = [ShardFile.of(out, number) for number in range(count)]
-    return {
-        "made": len(missing),
-        "damaged": [shard_name(number) for number in damaged],
-        **_summed([f for f in found if f]),
-        "shards": count,
-    }
+    there = [file for file in found if file]
+    made = {"shards": count, "shards_there": len(there), "made": len(missing), "damaged": [shard_name(number) for number in damaged]}
+    return made | _summed(there)
 
 
 def plan(pairs: Pairs, teachers: Mapping[str, Student], captions: Captions, settings: Settings) -> dict[str, Any]:

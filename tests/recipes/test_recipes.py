@@ -26,7 +26,8 @@ def teacher(tmp_path_factory) -> str:
 
 
 def test_the_recipes_of_the_package():
-    built = ["a_ping", "clip", "clip_kd", "distill", "finetune", "lit", "ping", "tinyclip_auto", "tinyclip_manual", "tinyclip_ping"]
+    built = ["a_ping", "clip", "clip_kd", "distill", "finetune", "lit", "mobileclip", "mobileclip2", "ping", "reinforced_ping"]
+    built += ["tinyclip_auto", "tinyclip_manual", "tinyclip_ping"]
     assert recipe_names() == built
 
 
