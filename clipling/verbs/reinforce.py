@@ -31,7 +31,7 @@ def reinforce(
     threads: int | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
-    """Stores what teachers make of your pairs beside them, once, to train from with `clipling train mobileclip`. Continues where it stopped.
+    """Stores what teachers make of your pairs beside them, once, to train from (`clipling train mobileclip`). Continues where it stopped.
 
     Args:
         source: The pairs.
