@@ -27,7 +27,7 @@ def storage_of(name: str) -> Storage:
 
 def packed(name: str, rows: np.ndarray, dims: Sequence[int], storage: Storage) -> dict[str, np.ndarray]:
     """Arrays by name of unit rows float32 [n, D], D = sum(dims)."""
-    if storage != "int8":
+    if storage_of(storage) != "int8":
         return {name: rows.astype(DTYPES[storage])}
     scale = np.stack([np.abs(part).max(axis=1, initial=1e-12) for part in parts(rows, dims)], axis=1).astype(np.float32) / np.float32(127)
     quantised = np.concatenate([np.rint(part / scale[:, t : t + 1]) for t, part in enumerate(parts(rows, dims))], axis=1)

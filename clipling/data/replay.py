@@ -92,7 +92,8 @@ def _checked_box(part: list[int]) -> tuple[int, int, int, int]:
 
 
 def _checked_operation(number: Any, magnitude: Any) -> tuple[int, float]:
-    if type(number) is not int or not 0 <= number < len(OPERATIONS) or type(magnitude) not in (int, float) or not math.isfinite(magnitude):
+    known = type(number) is int and 0 <= number < len(OPERATIONS)
+    if not known or type(magnitude) not in (int, float) or not -1e6 < magnitude < 1e6:
         raise ValueError(f"[{number!r}, {magnitude!r}] is no operation of RandAugment (numbers 0 to {len(OPERATIONS) - 1})")
     return number, float(magnitude)
 
