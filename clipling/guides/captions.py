@@ -89,14 +89,23 @@ class Template:
 
 @dataclass
 class Rewriter:
-    """Rewrites of a pair's own captions by a function of one text that returns one or several (LaCLIP, Fan et al., arXiv 2305.20088)."""
+    """Rewrites of a pair's own captions by a function of one text that returns one or several (LaCLIP, Fan et al., arXiv 2305.20088).
+
+    At most `most` a pair: the first of every caption before the second of any.
+    """
 
     function: Callable[[str], str | Sequence[str]]
     origin: str
     made_by: str
+    most: int = 5  # as many as DataCompDR has of each picture
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
-        return [[text for caption in item.captions for text in self._rewritten(caption)] for item in items]
+        return [self._of_one(item) for item in items]
+
+    def _of_one(self, item: Item) -> list[str]:
+        by_caption = [self._rewritten(caption) for caption in item.captions]
+        in_turn = [texts[place] for place in range(max(map(len, by_caption), default=0)) for texts in by_caption if place < len(texts)]
+        return list(dict.fromkeys(in_turn))[: self.most]
 
     def _rewritten(self, caption: str) -> list[str]:
         try:
