@@ -80,6 +80,8 @@ def reinforce(
     """
     progress = progress or silent
     _begin(out, plan(pairs, teachers, captions, settings))
+    if world == 1:  # others might be writing it just now
+        _remove(out, MANIFEST)
     count = -(-len(pairs) // settings.shard)
     mine = range(rank, count, world)
     damaged = [number for number in mine if check and _is_damaged(out, number)]
@@ -139,8 +141,14 @@ def _is_damaged(out: Path, number: int) -> bool:
 
 def _remove_leftovers(out: Path, number: int) -> None:
     """Parts of this shard that a killed process left."""
-    for path in out.glob(f".{shard_name(number)}.*.tmp"):
-        path.unlink(missing_ok=True)
+    tar = shard_name(number)
+    _remove(out, tar, tar.replace(".tar", ".json"))
+
+
+def _remove(out: Path, *names: str) -> None:
+    for name in names:
+        for path in out.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _size(number: int, pairs: Pairs, settings: Settings) -> int:

@@ -1,7 +1,8 @@
-"""The untrained students that come with clipling: one open_clip config each, in `zoo/`."""
+"""The untrained students that come with clipling: one open_clip config each, in `zoo/`, and open_clip's own of MobileCLIP."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,34 @@ from clipling.models.build import find_text_folder
 from clipling.models.dual import Student
 
 ZOO = Path(__file__).parent / "zoo"
+# Of MobileCLIP (arXiv 2311.17049) and MobileCLIP2 (arXiv 2508.20691) what open_clip has; MobileCLIP-S0's convolutional text tower it has not.
+MOBILECLIP = ("MobileCLIP-S1", "MobileCLIP-S2", "MobileCLIP-B")
+MOBILECLIP += tuple(f"MobileCLIP2-{size}" for size in ("S0", "S2", "B", "S3", "S4", "L-14"))
 
 
 def zoo_names() -> list[str]:
     """The names of the zoo's students."""
-    return sorted(path.stem for path in ZOO.glob("*.json"))
+    return sorted([*(path.stem for path in ZOO.glob("*.json")), *MOBILECLIP])
 
 
 def zoo_config(name: str) -> dict[str, Any]:
     """The config of one student of the zoo; UserError with near matches for an unknown name."""
     if name not in zoo_names():
         raise UserError(f"no student is called {name!r}. {near(name, zoo_names())}")
+    if name in MOBILECLIP:
+        return open_clips_config(name)
     return json.loads((ZOO / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def open_clips_config(name: str) -> dict[str, Any]:
+    """The config of one of open_clip's models, with the preprocessing of its published weights; ready to be changed."""
+    import open_clip
+
+    model = copy.deepcopy(open_clip.get_model_config(name))
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    given = open_clip.get_pretrained_cfg(name, tags[0]) if tags else {}
+    kept = {key: given[key] for key in ("mean", "std", "interpolation", "resize_mode") if given.get(key)}
+    return {"model_cfg": model, "preprocess_cfg": {**kept, "size": model["vision_cfg"].get("image_size", 224)}}
 
 
 def zoo_sizes(name: str) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import tarfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from clipling.errors import UserError
 from clipling.guides import reinforce as module
 from tests.faults.killing import kill_until_done, run_in_child
 from tests.guides.making import files_of
+from tests.guides.test_kills import until_rename
 from tests.reinforcing import made, pictures, teachers
 
 fork = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
@@ -59,7 +59,7 @@ def test_every_pair_is_there_once(whole, pairs):
 
 
 def test_the_last_shard_is_a_short_one_and_rows_are_its_own(whole, models):
-    """More augmentations than a teacher's batch holds, and shards that do not end with a batch: no row goes astray (Apple's released code)."""
+    """More augmentations than a teacher's batch holds, and shards that do not end with a batch: no row goes astray."""
     knowledge = Knowledge(open_pairs(str(whole)))
     assert np.diff(knowledge.record_offsets).tolist() == [2] * 13
 
@@ -97,16 +97,7 @@ def test_killed_before_every_rename(pairs, models, whole, tmp_path):
         out = tmp_path / str(number)
         child = os.fork()
         if child == 0:
-            replace, left = os.replace, [number]
-
-            def dying(*names):
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left[0] -= 1
-                replace(*names)
-
-            os.replace = dying
-            work(pairs, out, models)
+            until_rename(number, lambda out=out: work(pairs, out, models))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
