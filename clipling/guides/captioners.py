@@ -17,11 +17,20 @@ from clipling.guides.captions import Item
 
 SAMPLES = 5  # captions a picture, as in DataCompDR
 BATCH = 16
+TOP_P, LONGEST = 0.9, 30  # tokens of a caption
 
 
 def first_sentence(text: str) -> str:
     """What a CoCa said, without its marks, up to the first full stop."""
     return text.split("<end_of_text>")[0].replace("<start_of_text>", "").split(".")[0].strip()
+
+
+def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+    """[n, 1] ids drawn from rows of logits [n, V], among the fewest most probable ones that together have at least `top_p`."""
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    drawn = torch.multinomial(probabilities.masked_fill(before >= top_p, 0.0), 1)
+    return order.gather(1, drawn)
 
 
 class CoCa:
@@ -56,10 +65,21 @@ class CoCa:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(some[0].number)  # so that a shard that is made again is the same
                 for _ in range(SAMPLES):
-                    tokens = self.model.generate(pictures, generation_type="top_p", top_p=0.9, fixed_output_length=True)
-                    for row, text in enumerate(tokens):
+                    for row, text in enumerate(self._sampled(pictures)):
                         made[start + row].append(first_sentence(self.tokenizer.decode(text.tolist())))
         return made
+
+    def _sampled(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Token ids [n, L] by nucleus sampling (Holtzman et al., arXiv 1904.09751). open_clip's own `generate` needs parts of
+        transformers that its version 5 no longer has."""
+        latent, seen = self.model._encode_image(pictures)
+        text = torch.full((len(pictures), 1), self.tokenizer.sot_token_id)
+        for _ in range(LONGEST - 1):
+            logits = self.model(pictures, text, image_latent=latent, image_embs=seen, output_labels=False)["logits"][:, -1]
+            text = torch.cat([text, nucleus(logits, TOP_P)], dim=1)
+            if bool((text == self.tokenizer.eot_token_id).any(dim=1).all()):
+                break
+        return text
 
     def _pixels(self, item: Item) -> torch.Tensor:
         cfg = self.model.visual.preprocess_cfg

@@ -112,8 +112,8 @@ class Rewriter:
             found = self.function(caption)
         except Exception as error:
             raise UserError(f"{self.made_by} failed on {caption!r}: {explain(error)}") from error
-        texts = [found] if isinstance(found, str) else list(found)
-        if not all(isinstance(text, str) for text in texts):
+        texts = [found] if isinstance(found, str) else found
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{self.made_by} returned {found!r} for {caption!r}: expected a text or a list of texts")
         # As in LaCLIP's released code: what is hardly a text is not used.
         return [text for text in texts if len(text.split()) > 1]
