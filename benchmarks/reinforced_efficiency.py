@@ -6,8 +6,8 @@
     python benchmarks/reinforced_efficiency.py --tune       settings of the reinforced arm, on a part of train
     python benchmarks/reinforced_efficiency.py --collect
 
-All arms train the same student (2.2 M parameters, 64 px) from random weights on Flickr8k train. `samples_to_target`: samples seen at the first
-evaluation on val (a fixed 5 % of train, which the teacher was not trained on either) whose recall@10, the mean of both directions, is
+All arms train the same student (2.2 M parameters, 64 px) from random weights on Flickr8k train. `samples_to_target`: samples seen at the
+first evaluation on val (a fixed 5 % of train, which the teacher was not trained on either) whose recall@10, the mean of both directions, is
 at least the best that `clip` reaches with the same seed. Dev is read once a run, at its end. `clip` is tuned for its own best
 (benchmarks/ping_gain.py); `clip_short` is plain CLIP on the budget, batch and rates of `reinforced`. Throughput: steps in turn in one
 process, one thread, loading and replay included, at equal texts a step: with crops of held pictures, and with every JPEG decoded
