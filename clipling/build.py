@@ -49,10 +49,10 @@ def needs_guide(recipe: Recipe) -> None:
         raise UserError(f"the objective needs {', '.join(needed)} but the recipe has no guide. Add `guide:` (see the recipe ping).")
     if recipe.guide is not None and not needed:
         raise UserError("the recipe has a guide that no term of the objective uses. Remove `guide`, or give the term a weight.")
+    needs_knowledge(recipe)
     taught = sorted(n for n in needs(recipe) if n.startswith("teacher."))
     if taught and not recipe.teachers and recipe.reinforced is None:
         raise UserError(f"the objective needs {', '.join(taught)} but the recipe has no teacher. Give --teacher MODEL.")
-    needs_knowledge(recipe)
     unnamed = [name for name, spec in recipe.teachers.items() if not spec.model]
     if unnamed:
         raise UserError(f"the recipe {recipe.name!r} learns from a teacher: give --teacher MODEL (a run, a folder of a model, or NAME@TAG)")
