@@ -6,44 +6,22 @@ Opening reads every shard once, to check and to note where each row lies; afterw
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from clipling.data import draw
-from clipling.data.packing import unpacked
-from clipling.data.pairs import Pairs, normalise_caption
+from clipling.data.pairs import Location, Pairs, normalise_caption
 from clipling.data.problems import Problems
-from clipling.data.reinforced import FormatError, Sample, TeacherInfo, array_name, read_sample
-from clipling.data.replay import Record
+from clipling.data.reinforced import FormatError, Sample, TeacherInfo, read_sample
 from clipling.data.shard_files import refuse_damaged
 from clipling.data.shards import members_of
+from clipling.data.stored_rows import Records, StoredRows, places_in_npz
 from clipling.errors import UserError
 
 CHANGED = ("refuse", "rescale")
-
-
-@dataclass
-class _Rows:
-    """Rows of embeddings that lie in files: each a place, and for int8 a scale per teacher. `held` are rows that do not lie open in a
-    file (a packed npz, a pth.gz), numbers into `memory`."""
-
-    file: list[int] = field(default_factory=list)
-    at: list[int] = field(default_factory=list)
-    scale: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, file: int, places: Sequence[int], scale: np.ndarray | None) -> None:
-        self.file += [file] * len(places)
-        self.at += places
-        if scale is not None:
-            self.scale.append(scale)
-
-    def finished(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        scale = np.concatenate(self.scale) if self.scale else None
-        return np.array(self.file, np.int32), np.array(self.at, np.int64), scale
 
 
 class Knowledge:
@@ -63,15 +41,13 @@ class Knowledge:
         """
         if changed not in CHANGED:
             raise UserError(f"reinforced.changed = {changed!r}: expected {' or '.join(CHANGED)}")
-        self.files: list[str] = []
-        self.memory: list[np.ndarray] = []
         self.teachers = list(teachers)
-        self.records: list[Record] = []
+        self.records = Records()
         self.texts: list[str] = []
         self.origins: list[str] = []
         self.changed, self.rescaled, self.unverified = changed, 0, 0
         self.dtype: np.dtype | None = None
-        self._open: dict[int, BinaryIO] = {}
+        self._image, self._text, self._synthetic = StoredRows(), StoredRows(), StoredRows()
         self._pattern = _compiled(origins)
         self._join(pairs)
 
@@ -81,7 +57,7 @@ class Knowledge:
         by_shard: dict[str, list[int]] = {}
         for i, location in enumerate(pairs.locations):
             by_shard.setdefault(location.path, []).append(i)
-        found: list[tuple[Sample, dict[str, int], int] | None] = [None] * len(pairs)
+        found: list[tuple[Sample, dict[str, int]] | None] = [None] * len(pairs)
         bad = Problems(pairs.name)
         for path, rows in by_shard.items():
             self._read_shard(Path(path), rows, pairs, found, bad)
@@ -99,12 +75,10 @@ class Knowledge:
                 bad.add("no tar", pairs.keys[i], f"its picture is in {path.name}, not in a tar with embeddings")
             return
         refuse_damaged(path)
-        number = len(self.files)
-        self.files.append(str(path))
-        places = {members[kind].offset: members for members in members_of(path) for kind in members if kind in _IMAGES}
+        samples = {members[kind].offset: members for members in members_of(path) for kind in members if kind in _IMAGES}
         with open(path, "rb") as file:
             for i in rows:
-                members = places[pairs.locations[i].offset]
+                members = samples[pairs.locations[i].offset]
                 content = {kind: _read(file, members[kind]) for kind in _KNOWLEDGE if kind in members}
                 try:
                     sample = read_sample(content, len(pairs.captions_of(i)), self.teachers)
@@ -112,8 +86,11 @@ class Knowledge:
                 except FormatError as error:
                     bad.add("no knowledge" if "paug.json" not in content else "unreadable knowledge", pairs.keys[i], str(error))
                     continue
-                at = members["npz"].offset if "npz" in members else -1
-                found[i] = (sample, _row_places(sample, content["npz"], at) if at >= 0 else {}, number)
+                places = places_in_npz(sample, content["npz"], members["npz"].offset) if "npz" in members else {}
+                for name in places:  # from now on its shape will do
+                    rows = sample.embeddings[name]
+                    sample.embeddings[name] = np.broadcast_to(np.zeros((), rows.dtype), rows.shape)
+                found[i] = (sample, places)
 
     def _check(self, sample: Sample, pairs: Pairs, i: int) -> None:
         """Of this pair's embeddings and its picture. Raises FormatError."""
@@ -153,41 +130,27 @@ class Knowledge:
             raise FormatError(f"a crop does not lie inside of the picture of {width} x {height}: it is not the one it was drawn for")
         sample.size = (width, height)
 
-    def _fill(self, pairs: Pairs, found: Sequence[tuple[Sample, dict[str, int], int]]) -> None:
-        image, text, synthetic = _Rows(), _Rows(), _Rows()
-        records, texts, sizes = [0], [0], []
-        for i, (sample, places, number) in enumerate(found):
-            sizes.append(sample.size or pairs.image(i).size)
-            self.records += sample.records
+    def _fill(self, pairs: Pairs, found: Sequence[tuple[Sample, dict[str, int]]]) -> None:
+        records, texts, boxes = [0], [0], []
+        for i, (sample, places) in enumerate(found):
+            size, path = sample.size or pairs.image(i).size, pairs.locations[i].path
+            self.records.extend(sample.records)
             records.append(len(self.records))
-            self._place(image, sample, "image", places, number)
-            self._place(text, sample, "text", places, number)
-            for origin in (o for o in sample.synthetic if self._pattern.fullmatch(o)):
-                self._place(synthetic, sample, origin, places, number)
+            boxes += [record.unit_box(*size) for record in sample.records]
+            origins = [origin for origin in sample.synthetic if self._pattern.fullmatch(origin)]
+            for rows, name in ((self._image, "image"), (self._text, "text"), *((self._synthetic, origin) for origin in origins)):
+                rows.add(sample.embeddings[name], path, places.get(name), sample.scales.get(name))
+            for origin in origins:
                 self.texts += sample.synthetic[origin]
                 self.origins += [origin] * len(sample.synthetic[origin])
             texts.append(len(self.texts))
+        for rows in (self._image, self._text, self._synthetic):
+            rows.dims = [teacher.dim for teacher in self.teachers]
         self.record_offsets, self.text_offsets = np.array(records, np.int64), np.array(texts, np.int64)
-        self.sizes = np.array(sizes, np.int64)  # [P, 2]: width, height
-        self.boxes = np.array([r.unit_box(*sizes[i]) for i, own in enumerate(found) for r in own[0].records], np.float64)
+        self.boxes = np.array(boxes, np.float64)  # in unit coordinates
         self.flips = np.array([record.flip for record in self.records], bool)
-        self._rows = {"image": image.finished(), "text": text.finished(), "synthetic": synthetic.finished()}
-
-    def _place(self, rows: _Rows, sample: Sample, name: str, places: Mapping[str, int], number: int) -> None:
-        stored = sample.embeddings[name]
-        if name in places:
-            size = stored.dtype.itemsize * stored.shape[1]
-            rows.add(number, [places[name] + k * size for k in range(len(stored))], sample.scales.get(name))
-            return
-        first = len(self.memory)
-        self.memory += list(stored)
-        rows.add(-1, list(range(first, first + len(stored))), sample.scales.get(name))
 
     # Asked at every step
-
-    @property
-    def dims(self) -> list[int]:
-        return [teacher.dim for teacher in self.teachers]
 
     def draw(self, seed: int, epoch: int, pairs: np.ndarray) -> np.ndarray:
         """The augmentation of each of `pairs` in an epoch, int64 [n], numbers into `records`."""
@@ -202,40 +165,15 @@ class Knowledge:
 
     def image(self, records: np.ndarray) -> np.ndarray:
         """float32 [n, D] of records, each teacher's part a unit row."""
-        return self._read("image", records)
+        return self._image[records]
 
     def text(self, captions: np.ndarray) -> np.ndarray:
         """float32 [n, D] of caption rows of the pairs."""
-        return self._read("text", captions)
+        return self._text[captions]
 
     def synthetic(self, texts: np.ndarray) -> np.ndarray:
         """float32 [n, D] of numbers into `texts`."""
-        return self._read("synthetic", texts)
-
-    def _read(self, kind: str, rows: np.ndarray) -> np.ndarray:
-        files, at, scale = self._rows[kind]
-        assert self.dtype is not None
-        width = sum(self.dims)
-        made = np.empty((len(rows), width), self.dtype)
-        for place, row in enumerate(rows.tolist()):
-            number = int(files[row])
-            made[place] = self.memory[int(at[row])] if number < 0 else self._row(number, int(at[row]), width)
-        return unpacked(made, self.dims, None if scale is None else scale[rows])
-
-    def _row(self, number: int, at: int, width: int) -> np.ndarray:
-        file = self._open.get(number)
-        if file is None:
-            if len(self._open) > 200:
-                self._open.pop(next(iter(self._open))).close()
-            file = self._open[number] = open(self.files[number], "rb", buffering=0)  # noqa: SIM115 - kept open for the next rows
-        file.seek(at)
-        data = file.read(width * self.dtype.itemsize)
-        if len(data) < width * self.dtype.itemsize:
-            raise UserError(f"{self.files[number]} became shorter while it was read")
-        return np.frombuffer(data, self.dtype)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": {}}  # workers open the files themselves
+        return self._synthetic[texts]
 
     def links(self, pairs: Pairs) -> list[list[int]]:
         """`pairs.links()`, and pairs of which a synthetic caption is a caption of the other: they are no negatives either."""
@@ -279,30 +217,6 @@ def _named(teachers: Sequence[TeacherInfo]) -> str:
     return ", ".join(f"{t.name} ({t.dim})" for t in teachers)
 
 
-def _read(file: BinaryIO, location) -> bytes:
+def _read(file: BinaryIO, location: Location) -> bytes:
     file.seek(location.offset)
     return file.read(location.size)
-
-
-def _row_places(sample: Sample, data: bytes, at: int) -> dict[str, int]:
-    """Where the first row of each array lies in the tar, for an npz at byte `at` whose arrays lie open in it in the order of rows."""
-    import io
-    import zipfile
-
-    places = {}
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        infos = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
-        for name, rows in sample.embeddings.items():
-            info = infos.get(array_name(name))
-            if info is None or info.compress_type != zipfile.ZIP_STORED:
-                continue
-            # A local header of 30 bytes, then name and extra field, whose lengths are its last four bytes; then the array's own header.
-            begin = info.header_offset + 30 + int.from_bytes(data[info.header_offset + 26 : info.header_offset + 28], "little")
-            begin += int.from_bytes(data[info.header_offset + 28 : info.header_offset + 30], "little")
-            part = io.BytesIO(data[begin : begin + info.file_size])
-            version = np.lib.format.read_magic(part)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(part)
-            if shape == rows.shape and dtype == rows.dtype and not fortran:
-                places[name] = at + begin + part.tell()
-    return places
