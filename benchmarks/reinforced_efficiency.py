@@ -47,7 +47,7 @@ SEEDS = (0,)
 # Everything that the arms share which learn from the teacher; the values were chosen on a part of train (--tune).
 BUDGET: dict[str, Any] = {
     "optimiser.batch": 64,
-    "stages.0.epochs": 4.0,
+    "stages.0.epochs": 3.5,
     "stages.0.learning_rate": 2e-3,
     "stages.0.warmup": 0.2,
     "evaluation.every": 0.1,
@@ -58,6 +58,9 @@ TUNING: dict[str, dict[str, Any]] = {
     "rate 1e-3": {"stages.0.learning_rate": 1e-3},
     "rate 2e-3": {},
     "rate 4e-3": {"stages.0.learning_rate": 4e-3},
+    "average 0.98": {"optimiser.ema": 0.98},
+    "2 epochs": {"stages.0.epochs": 2.0},
+    "captions mixed": {"objective.reinforced.options": {"captions": "mix", "scales": None}},
     "batch 32": {"optimiser.batch": 32},
     "batch 128": {"optimiser.batch": 128},
     "no features": {"objective.fd": None},
@@ -80,11 +83,11 @@ def size_of(small: bool) -> Size:
     folder = RUNS / "reinforced_efficiency"
     if not small:
         return Size(folder, TRAIN)
-    few = folder / "small" / "few.tar"
-    if not few.is_file():
-        copy_pairs(TRAIN.replace("{00000..00005}", "00000"), few, lambda n: n < 400)
+    part = folder / "small" / "train.tar"
+    if not part.is_file():
+        copy_pairs(TRAIN.replace("{00000..00005}", "00000"), part, lambda n: n < 400)
     changes = {"stages.0.epochs": 1.0, "evaluation.every": 0.5, "optimiser.batch": 32}
-    return Size(folder / "small", str(few), changes, rounds=2, stored_pairs=40)
+    return Size(folder / "small", str(part), changes, rounds=2, stored_pairs=60)
 
 
 def copy_pairs(source: str, target: Path, wanted: Callable[[int], bool]) -> None:
@@ -122,7 +125,7 @@ def arms() -> dict[str, tuple[str, dict[str, Any]]]:
     live = {"reinforced": None, "data.crop": [0.35, 1.0], "teachers": {"teacher": {"model": str(TEACHER)}}}
     real = {"captions": "real", "scales": None}
     return {
-        "clip": ("clip", {"optimiser.batch": 256, "stages.0.epochs": 20.0, "evaluation.every": 0.5}),
+        "clip": ("clip", {"optimiser.batch": 256, "stages.0.epochs": 40.0, "evaluation.every": 0.5}),
         "clip_short": ("clip", {**BUDGET, "data.crop": [0.35, 1.0]}),
         "live_teacher": ("mobileclip2", {**BUDGET, **TAUGHT, **live, "objective.reinforced.options": real, "objective.fd": FEATURES}),
         "reinforced": ("mobileclip2", {**BUDGET, **TAUGHT, **stored(), "objective.fd": FEATURES}),
@@ -130,7 +133,7 @@ def arms() -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def stored() -> dict[str, Any]:
-    """One caption a picture, as plain CLIP has: the real ones and rewrites take turns."""
+    """The pairs' own captions, as plain CLIP has; rewrites are tried in --tune."""
     return {"objective.reinforced.options": {"captions": "real", "scales": None}}
 
 
@@ -183,7 +186,8 @@ def tune(name: str, size: Size) -> None:
 
 
 def stepper(arm: str, size: Size, decode: bool):
-    """A training step of an arm as a function of its number, at the batch of plain CLIP and one caption a picture."""
+    """A training step of an arm as a function of its number, at the batch of plain CLIP and one caption a picture: MobileCLIP's loss alone
+    where a teacher teaches, with real and synthetic captions mixed where they are stored."""
     import torch
 
     from clipling.data.pixels import Pixels
@@ -195,13 +199,15 @@ def stepper(arm: str, size: Size, decode: bool):
 
     torch.set_num_threads(1)
     recipe, settings = arms()[arm]
-    batch = 256 if size.train == TRAIN else 32
-    changes = {**all_settings(settings), "optimiser.batch": batch, "data.source": source_of(size) if arm == "reinforced" else size.train}
+    source = throughput_source(size)
+    changes = {**settings, "objective.fd": None, "optimiser.batch": 256 if size.train == TRAIN else 32}
+    changes |= {"data.source": str(source) if arm == "reinforced" else str(size.folder / "few.tar")}
     if arm == "reinforced":
         changes |= {
             "objective.reinforced.options": {"captions": "mix", "scales": None},
             "reinforced.pictures": "source" if decode else "held",
         }
+    changes = all_settings(changes)
     made = with_settings(load_recipe(recipe), changes)
     job = make_job(made, Path(tempfile.gettempdir()) / "unused", Runtime(), quiet=True)
     if decode and arm != "reinforced":
@@ -220,6 +226,16 @@ def stepper(arm: str, size: Size, decode: bool):
         optimiser.zero_grad(set_to_none=True)
 
     return step
+
+
+def throughput_source(size: Size) -> Path:
+    """Some pairs with RandAugment in their records, as the verb stores them by default: it has to be done again at every step."""
+    few = size.folder / "few.tar"
+    if not few.is_file():
+        copy_pairs(size.train, few, lambda n: n < size.stored_pairs)
+    out = size.folder / "few-source"
+    clipling.reinforce(str(few), teacher=(str(TEACHER),), out=out, captions=("rules",), augmentations=4, gate="off", threads=1, json=True)
+    return out
 
 
 def throughput(size: Size, names: tuple[str, ...], decode: bool = False) -> dict[str, list[float]]:
@@ -255,8 +271,7 @@ def bytes_by_storage(size: Size) -> dict[str, Any]:
     """Bytes a pair beside its picture, of shards that are written: of this teacher, and of rows and counts as DataCompDR has them."""
     found: dict[str, Any] = {}
     few = size.folder / "few.tar"
-    if not few.is_file():
-        copy_pairs(size.train, few, lambda n: n < size.stored_pairs)
+    throughput_source(size)
     for storage in ("fp32", "fp16", "int8"):
         with tempfile.TemporaryDirectory() as folder:
             made = clipling.reinforce(
