@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from clipling.verbs.inspect import inspect
     from clipling.verbs.latency import latency
     from clipling.verbs.neighbours import neighbours
-    from clipling.verbs.plan import plan
     from clipling.verbs.pack import pack
+    from clipling.verbs.plan import plan
     from clipling.verbs.predict import predict
+    from clipling.verbs.reinforce import reinforce
     from clipling.verbs.report import report
     from clipling.verbs.search_index import search_index
     from clipling.verbs.search_serve import search_serve
@@ -53,9 +54,10 @@ __all__ = [
     "latency",
     "load",
     "neighbours",
-    "plan",
     "pack",
+    "plan",
     "predict",
+    "reinforce",
     "report",
     "search_index",
     "search_serve",

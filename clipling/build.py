@@ -13,9 +13,12 @@ from typing import Any
 import torch
 
 from clipling.data.classes import is_labelled, open_labelled
+from clipling.data.knowledge import Knowledge
 from clipling.data.pairs import Pairs
+from clipling.data.reinforced import TeacherInfo
 from clipling.data.source import open_pairs
 from clipling.data.views import Augment
+from clipling.engine.batch import LiveTeacher
 from clipling.engine.runtime import Runtime
 from clipling.errors import UserError, near
 from clipling.evals.agreement import Agreement
@@ -31,7 +34,7 @@ from clipling.models.hub import open_student
 from clipling.models.masked import alive_masks, mask_shapes
 from clipling.objectives.load import load_object
 from clipling.objectives.term import Objective, Term
-from clipling.recipe import GuideSpec, Recipe, TermSpec
+from clipling.recipe import GuideSpec, Recipe, ReinforcedSpec, TermSpec
 
 
 def needs(recipe: Recipe) -> frozenset[str]:
@@ -46,8 +49,9 @@ def needs_guide(recipe: Recipe) -> None:
         raise UserError(f"the objective needs {', '.join(needed)} but the recipe has no guide. Add `guide:` (see the recipe ping).")
     if recipe.guide is not None and not needed:
         raise UserError("the recipe has a guide that no term of the objective uses. Remove `guide`, or give the term a weight.")
+    needs_knowledge(recipe)
     taught = sorted(n for n in needs(recipe) if n.startswith("teacher."))
-    if taught and not recipe.teachers:
+    if taught and not recipe.teachers and recipe.reinforced is None:
         raise UserError(f"the objective needs {', '.join(taught)} but the recipe has no teacher. Give --teacher MODEL.")
     unnamed = [name for name, spec in recipe.teachers.items() if not spec.model]
     if unnamed:
@@ -57,6 +61,44 @@ def needs_guide(recipe: Recipe) -> None:
     idle = [n for n in recipe.teachers if not taught and n not in sources and recipe.student.text == "config"]
     if idle:
         raise UserError(f"no term of the objective uses the teacher {idle[0]!r}. Remove it, or add a term such as the affinity.")
+
+
+def needs_knowledge(recipe: Recipe) -> None:
+    """Refuses stored knowledge that no term would use, and terms whose captions are not stored."""
+    more = sorted(n for n in needs(recipe) if n.endswith((":syn", ":mix")))
+    spec = recipe.reinforced
+    if more and spec is None:
+        raise UserError(
+            f"the objective needs {', '.join(more)}, synthetic captions, but the recipe has no `reinforced`. Make a source that has them "
+            "with `clipling reinforce`, or set the term's option captions=real."
+        )
+    if spec is not None and not any(n.startswith("teacher.") or n in more for n in needs(recipe)):
+        raise UserError("the recipe has `reinforced` but no term of the objective uses it. Remove it, or add a term such as Reinforced.")
+    if more and recipe.teachers and any(n.startswith("teacher.text:") for n in more):
+        raise UserError("a live teacher sees no synthetic captions: leave --teacher out (what is stored teaches), or set captions=real")
+    if spec is not None and spec.mix != ReinforcedSpec().mix and not any(n.endswith(":mix") for n in more):
+        raise UserError(f"reinforced.mix = {spec.mix} would be ignored: no term has captions=mix")
+
+
+def make_knowledge(recipe: Recipe, train: Pairs) -> Knowledge | None:
+    """What is stored beside the training pairs. Raises UserError when it is not there, or lacks what terms need."""
+    spec = recipe.reinforced
+    if spec is None:
+        return None
+    teachers = [TeacherInfo(name, dim) for name, dim in spec.teachers.items()]
+    made = Knowledge(train, teachers, spec.origins, spec.changed)
+    twice = sorted({teacher.name for teacher in made.teachers} & recipe.teachers.keys())
+    if twice:
+        raise UserError(f"the teacher {twice[0]!r} is stored and live: give the live one another name (teachers.NAME.model=...)")
+    more = sorted(n for n in needs(recipe) if n.endswith((":syn", ":mix")))
+    if more and not made.texts:
+        raise UserError(
+            f"the objective needs {', '.join(more)}, but no synthetic caption of an origin that fits {spec.origins!r} is stored. Store "
+            "some with `clipling reinforce --captions`, or set the term's option captions=real."
+        )
+    if spec.origins != ReinforcedSpec().origins and not more:
+        raise UserError(f"reinforced.origins = {spec.origins!r} would be ignored: no term looks at synthetic captions")
+    return made
 
 
 def active_terms(recipe: Recipe) -> dict[str, TermSpec]:
@@ -92,7 +134,7 @@ def make_term(name: str, spec: TermSpec) -> Term:
     return term
 
 
-def make_objective(recipe: Recipe, student: Student, guide: Any | None, teachers: Sequence[Teacher] = ()) -> Objective:
+def make_objective(recipe: Recipe, student: Student, guide: Any | None, teachers: Sequence[LiveTeacher] = ()) -> Objective:
     """The sum of terms. Heads start from the recipe's seed, whatever ran before."""
     dims = {"student": student.embed_dim, **(guide.dims if guide else {})}
     for teacher in teachers:
@@ -177,7 +219,7 @@ def open_teachers(recipe: Recipe) -> dict[str, Student]:
 
 def sides_taught(recipe: Recipe) -> frozenset[str]:
     """What terms ask teachers for, of "image" and "text"."""
-    return frozenset(n.removeprefix("teacher.") for n in needs(recipe) if n.startswith("teacher."))
+    return frozenset(n.removeprefix("teacher.") for n in needs(recipe) if n.startswith("teacher.") and ":" not in n)
 
 
 def pass_gates(recipe: Recipe, models: Mapping[str, Student], train: Pairs, runtime: Runtime, quiet: bool) -> None:

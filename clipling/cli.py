@@ -41,6 +41,7 @@ def verbs() -> dict[str, Callable[..., Any]]:
         "finetune": clipling.finetune,
         "distill": clipling.distill,
         "compress": clipling.compress,
+        "reinforce": clipling.reinforce,
         "eval": clipling.evaluate,
         "report": clipling.report,
         "compare": clipling.compare,

@@ -14,6 +14,7 @@ def text(verb: str, result: Any) -> str:
         "finetune": _finetune,
         "distill": _distill,
         "compress": _compress,
+        "reinforce": _reinforce,
         "eval": _eval,
         "data inspect": _inspect,
         "data pack": _pack,
@@ -244,6 +245,25 @@ def _compress(result: Mapping[str, Any]) -> str:
     remark = _remark(result["rows"][0], pairs)
     end = _end({"model": model}, COMPARE)
     return f"{table(header, rows)}\n\n{said}{remark}\n\n{end}"
+
+
+def _reinforce(result: Mapping[str, Any]) -> str:
+    """What is stored, how large a pair is, and what storing changed."""
+    pairs = max(1, result["pairs"])
+    size, pictures = result["bytes"] / pairs, result["picture_bytes"] / pairs
+    said = [
+        f"{result['pairs']:,} pairs in {result['shards_there']} of {result['shards']} tars, {result['made']} of them made now; "
+        f"{size:,.0f} bytes a pair, {pictures:,.0f} of them the picture"
+    ]
+    if result["damaged"]:
+        said.append(f"damaged, and made anew: {', '.join(result['damaged'])}")
+    if result["left_out"]:
+        said.append(f"left out, their pictures cannot be read: {', '.join(key for key, _ in result['left_out'][:5])}")
+    if result["captions"]:
+        said.append("synthetic captions: " + ", ".join(f"{count:,} {origin}" for origin, count in result["captions"].items()))
+    rows = [[name, f"{found['largest']:.1e}", f"{found['lowest_cosine']:.6f}"] for name, found in result["errors"].items()]
+    shown = table(["stored embeddings of", "largest error", "lowest cosine"], rows)
+    return "\n".join([*said, "", shown, "", f"next:  clipling train mobileclip --data {result['out']} --out RUN"])
 
 
 def _seeds(result: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from clipling.settings import (
     Inherit,
     Optimiser,
     Recipe,
+    ReinforcedSpec,
     Stage,
     StudentSpec,
     SurgerySpec,
@@ -42,6 +43,7 @@ __all__ = [
     "Inherit",
     "Optimiser",
     "Recipe",
+    "ReinforcedSpec",
     "Stage",
     "StudentSpec",
     "SurgerySpec",
@@ -225,6 +227,7 @@ _INSIDE: dict[str, type] = {
     "student": StudentSpec,
     "guide": GuideSpec,
     "teachers": TeacherSpec,
+    "reinforced": ReinforcedSpec,
     "objective": TermSpec,
     "stages": Stage,
     "optimiser": Optimiser,
@@ -302,6 +305,15 @@ def _check_values(recipe: Recipe, where: str) -> None:
     need(not (recipe.student.inherit and recipe.student.init), "student.init", recipe.student.init, "nothing beside student.inherit")
     need(not (d.bare and recipe.guide), "data.bare", d.bare, "false: a guide's bank needs captions that belong to pictures")
     need(d.texts is None or d.bare, "data.texts", d.texts, "null: texts that belong to no picture are for bare photos (data.bare)")
+    if recipe.reinforced is not None:
+        r = recipe.reinforced
+        need(not d.bare, "data.bare", d.bare, "false: stored knowledge is of captions that belong to pictures")
+        need(tuple(d.crop) == (1.0, 1.0), "data.crop", d.crop, "[1, 1]: with `reinforced` the crops are those that are stored")
+        need(d.flip == 0, "data.flip", d.flip, "0: with `reinforced` mirrors are those that are stored")
+        active = recipe.guide.active if recipe.guide else "none"
+        need(active == "none", "guide.active", active, "'none': with `reinforced` the crops are those that are stored")
+        need(0 < r.mix <= 1, "reinforced.mix", r.mix, "a share above 0, at most 1")
+        need(all(size >= 1 for size in r.teachers.values()), "reinforced.teachers", r.teachers, "sizes of at least 1")
     for name, teacher in recipe.teachers.items():
         need(name.isidentifier(), "teachers", name, "names made of letters, digits and _")
         need(teacher.scale is None or 0 < teacher.scale <= 1000, f"teachers.{name}.scale", teacher.scale, "a positive number, or null")

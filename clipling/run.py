@@ -22,14 +22,17 @@ from clipling.batchsize import as_begun, check_batch, fitted, unit
 from clipling.build import (
     make_evaluators,
     make_guide,
+    make_knowledge,
     make_objective,
     make_surgeries,
     make_teachers,
+    needs,
     needs_guide,
     open_teachers,
     pass_gates,
 )
 from clipling.data import draw
+from clipling.data.knowledge import Knowledge
 from clipling.data.loader import TrainBatches
 from clipling.data.mix import Mix
 from clipling.data.pairs import Pairs, hash_bytes
@@ -37,14 +40,15 @@ from clipling.data.photos import open_photos, read_texts, with_texts
 from clipling.data.pixels import Pixels
 from clipling.data.source import fitting_options, open_pairs
 from clipling.data.split import split
+from clipling.data.stored_batches import StoredBatches
 from clipling.data.views import Augment
-from clipling.engine.batch import BatchMaker
+from clipling.engine.batch import BatchMaker, LiveTeacher
 from clipling.engine.runtime import Runtime, start
 from clipling.engine.trainer import Interrupted, Job, State, Trainer, best_value
 from clipling.environment import environment
 from clipling.errors import UserError
 from clipling.guides.guidance import BankGuide
-from clipling.guides.teacher import Teacher
+from clipling.guides.stored_teacher import stored_teachers
 from clipling.models.dual import Student
 from clipling.outcome import finish
 from clipling.recipe import Data, Recipe, to_yaml
@@ -64,6 +68,8 @@ class OpenedPairs:
     source: Pairs
     train: Pairs
     val: Pairs
+    knowledge: Knowledge | None = None
+    """What is stored beside the training pairs."""
     left_out: int = 0
     """Pairs that are not trained on, because their picture or group is also in the validation source."""
 
@@ -182,15 +188,17 @@ def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *
     check_batch(recipe.optimiser.batch, len(opened.train), runtime.world, unit(recipe))
     evaluators = make_evaluators(recipe, opened.val, models)  # before what takes long: a watched source may be mistyped
     pass_gates(recipe, models, opened.train, runtime, silent)
-    student = make_student(recipe, opened.train, models).to(runtime.device)
+    knowledge = make_knowledge(recipe, opened.train)
+    opened = replace(opened, knowledge=knowledge)
+    student = make_student(recipe, opened.train, models, synthetic_texts(opened)).to(runtime.device)
     augment = Augment(scale=recipe.data.crop, flip=recipe.data.flip, views=view_count(recipe))
     guide = shared_guide(recipe, opened, augment, runtime, silent)
-    teachers = make_teachers(recipe, models, opened.train, augment, runtime, silent)
+    teachers = [*make_teachers(recipe, models, opened.train, augment, runtime, silent), *(stored_teachers(knowledge) if knowledge else ())]
     objective = make_objective(recipe, student, guide, teachers).to(runtime.device)
-    batches = make_batches(recipe, opened.train, student, augment, runtime, teachers)
+    batches = make_batches(recipe, opened.train, student, augment, runtime, teachers, knowledge)
     if runtime.first:
         runtime.wait()
-    links = opened.train.links() if recipe.data.mask_false_negatives else None
+    links = links_of(opened) if recipe.data.mask_false_negatives else None
     maker = BatchMaker(links, [guide] if guide else [], runtime, teachers)
     tells = shown_while_training(len(opened.val), sizes_of_watched(evaluators))
     sizes = {name: model.sizes()["total_without_token_rows"] for name, model in models.items()}
@@ -217,23 +225,50 @@ def shared_guide(recipe: Recipe, opened: OpenedPairs, augment: Augment, runtime:
     return guide
 
 
+def synthetic_texts(opened: OpenedPairs) -> list[str]:
+    """Captions that are trained on beside those of the pairs."""
+    return opened.knowledge.texts if opened.knowledge else []
+
+
+def links_of(opened: OpenedPairs) -> list[list[int]]:
+    """Which pairs are no negatives of each other."""
+    return opened.knowledge.links(opened.train) if opened.knowledge else opened.train.links()
+
+
 def view_count(recipe: Recipe) -> int:
     return recipe.guide.views if recipe.guide and recipe.guide.active == "views" else 0
 
 
 def make_batches(
-    recipe: Recipe, pairs: Pairs, student: Student, augment: Augment, runtime: Runtime, teachers: Sequence[Teacher] = ()
+    recipe: Recipe,
+    pairs: Pairs,
+    student: Student,
+    augment: Augment,
+    runtime: Runtime,
+    teachers: Sequence[LiveTeacher] = (),
+    knowledge: Knowledge | None = None,
 ) -> TrainBatches:
     def pixels(size: int) -> Pixels:
         # Pictures are held a little larger than they are seen, so that a crop of half the area is not blown up.
-        data, held = recipe.data, round(size * 1.25) if augment.crops else size
+        data, held = recipe.data, round(size * 1.25) if augment.crops or knowledge else size
         return Pixels.open(pairs, held, "squash", limit_bytes=int(data.cache_gb * 2**30), decode=data.decode)
 
     size, batch = student.image_size, recipe.optimiser.batch
-    tokens = student.tokenise_all(pairs.captions)
+    texts = knowledge.texts if knowledge else []
+    tokens, text_tokens = student.tokenise_all([*pairs.captions, *texts]).split([len(pairs.captions), len(texts)])  # of one width
     rows = np.arange(len(pairs), dtype=np.int64)
     mix = Mix(pairs.parts, recipe.data.weights) if recipe.data.weights else None
     more = {seen: pixels(seen) for seen in {teacher.sees for teacher in teachers} if seen is not None}
+    spec = recipe.reinforced
+    if knowledge is not None and spec is not None:
+        if mix is not None:
+            raise UserError(
+                "data.weights would be ignored: stored knowledge is read of one source. Leave it out, or `data pack` a mixture."
+            )
+        stored = {"pairs": pairs, "knowledge": knowledge, "wanted": needs(recipe), "text_tokens": text_tokens}
+        stored |= {"mix": spec.mix, "exact": spec.pictures == "source"}
+        place = {"rank": runtime.rank, "world": runtime.world, "seed": recipe.seed, "more": more}
+        return StoredBatches(pixels(size), tokens, augment, size, batch, **stored, **place)
     return TrainBatches(rows, pairs, pixels(size), tokens, augment, size, batch, runtime.rank, runtime.world, recipe.seed, more, mix)
 
 
@@ -247,6 +282,8 @@ def write_inputs(job: Job, out: Path) -> None:
     guide = job.make_batch.guides[0] if job.make_batch.guides else None
     if guide is not None:
         write_json(out / "guides.json", guide.describe(opened.train))  # type: ignore[attr-defined]
+    if opened.knowledge is not None:
+        write_json(out / "knowledge.json", opened.knowledge.describe())
 
 
 def interpolate(job: Job, state: State) -> Interpolated | None:
@@ -254,7 +291,7 @@ def interpolate(job: Job, state: State) -> Interpolated | None:
     recipe = job.recipe
     if not recipe.evaluation.interpolate:
         return None
-    start = make_student(recipe, job.opened.train, open_teachers(recipe)).state_dict()
+    start = make_student(recipe, job.opened.train, open_teachers(recipe), synthetic_texts(job.opened)).state_dict()
     measure = lambda student: {name: float(value) for run in job.evaluators for name, value in run(student)}  # noqa: E731
     score = lambda metrics: best_value(metrics, "mean_recall" if recipe.evaluation.best == "last" else recipe.evaluation.best)  # noqa: E731
     found = wise_ft(job.student, start, recipe.evaluation.interpolate, measure, score, len(job.opened.val))

@@ -23,7 +23,7 @@ except ImportError:  # Windows: two processes in one folder go unnoticed there
     fcntl = None  # type: ignore[assignment]
 
 # What is there before the first checkpoint: nothing is lost when these are written anew.
-BEFORE_TRAINING = ("recipe.yaml", "environment.json", "problems.tsv", "inputs.json", "guides.json", "metrics.jsonl")
+BEFORE_TRAINING = ("recipe.yaml", "environment.json", "problems.tsv", "inputs.json", "guides.json", "knowledge.json", "metrics.jsonl")
 RUN_FILES = (*BEFORE_TRAINING, "summary.json", "report.html")
 RUN_FOLDERS = ("checkpoints", "model", "eval")
 LOCK = ".lock"

@@ -126,6 +126,24 @@ class TeacherSpec:
 
 
 @dataclass(kw_only=True)
+class ReinforcedSpec:
+    """Knowledge that teachers left beside the pairs (`clipling reinforce`, or tars in DataCompDR's layout)."""
+
+    __pydantic_config__ = STRICT
+    origins: str = ".*"
+    """Which synthetic captions are used: a regular expression that the whole name of their origin fits."""
+    mix: float = 0.5
+    """Of terms that see one caption a picture (`student.text:mix`): how often it is a synthetic one."""
+    pictures: Literal["held", "source"] = "held"
+    """`held`: crops are cut out of the pictures held in the cache, as in other recipes. `source`: every picture is decoded again, and the
+    crop is the teacher's pixel for pixel where the sizes agree."""
+    changed: Literal["refuse", "rescale"] = "refuse"
+    """Of a picture with other bytes than when its crops were drawn: stop, or scale the crops to its size."""
+    teachers: dict[str, int] = field(default_factory=dict)
+    """Names and embedding sizes of the teachers, in their order, where the tars do not say (Apple's)."""
+
+
+@dataclass(kw_only=True)
 class SurgerySpec:
     """A change of the student between two stages."""
 
@@ -232,6 +250,7 @@ class Recipe:
     student: StudentSpec = field(default_factory=StudentSpec)
     guide: GuideSpec | None = None
     teachers: dict[str, TeacherSpec] = field(default_factory=dict)
+    reinforced: ReinforcedSpec | None = None
     objective: dict[str, TermSpec] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=lambda: [Stage()])
     optimiser: Optimiser = field(default_factory=Optimiser)

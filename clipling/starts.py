@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from clipling.store import read_json
 IMPORTANCE_BATCHES = 4
 
 
-def make_student(recipe: Recipe, pairs: Pairs, teachers: Mapping[str, Student]) -> Student:
-    """The student at step 0. `teachers`: the recipe's, opened; weights may be inherited from them."""
+def make_student(recipe: Recipe, pairs: Pairs, teachers: Mapping[str, Student], texts: Sequence[str] = ()) -> Student:
+    """The student at step 0. `teachers`: the recipe's, opened; weights may be inherited from them. `texts`: captions that are
+    trained on beside those of `pairs`."""
     spec = recipe.student
     if spec.inherit is not None:
         student = inherited(recipe, spec.inherit, pairs, teachers)
@@ -36,7 +37,7 @@ def make_student(recipe: Recipe, pairs: Pairs, teachers: Mapping[str, Student]) 
         student = new_student(student_config(recipe, teachers), seed=recipe.seed, init=real_init(recipe))
     if spec.vocabulary == "restricted":
         trained_rows = spec.inherit is not None or spec.text != "config" or "model" in spec.init or "text" in spec.init
-        student.restrict_vocabulary(student.tokenise_all(pairs.captions), frozen_rest=trained_rows)
+        student.restrict_vocabulary(student.tokenise_all([*pairs.captions, *texts]), frozen_rest=trained_rows)
     student.set_norm(spec.norm)
     return student.train()
 

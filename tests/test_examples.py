@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from clipling.data.source import open_pairs
 from clipling.models.hub import new_student, save_student
+from tests.reinforcing import made
 from tests.toy import toy_folder
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
@@ -27,6 +29,10 @@ ARGUMENTS = {
     "compress": ["teacher", "toy", "out", "50%", *SMALL, UNGATED],
     "finetune": ["teacher", "toy", "toy", "out", *SMALL],
     "distill": ["teacher", "toy", "out", "tiny_vit_32", *SMALL],
+    "reinforce": ["teacher", "toy", "out", "mobileclip", *TINY, "gate=off"],
+    "train_mobileclip": ["stored", "out", *TINY],
+    "train_mobileclip2": ["stored", "out", "[70.0, 60.0]", *TINY],
+    "train_reinforced_ping": ["stored", "out", *GUIDED],
     "train_clip_kd": ["teacher", "toy", "out", *TINY, UNGATED],
 }
 
@@ -42,6 +48,8 @@ def test_an_example_runs(path, tmp_path):
     toy_folder(tmp_path / "toy", count=48)
     if "teacher" in ARGUMENTS[path.stem]:
         save_student(new_student("tiny_vit_32"), tmp_path / "teacher")
+    if "stored" in ARGUMENTS[path.stem]:
+        made(open_pairs(str(tmp_path / "toy")), tmp_path / "stored", ("rules",), augmentations=2)
     done = subprocess.run([sys.executable, str(path), *ARGUMENTS[path.stem]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()

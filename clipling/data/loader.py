@@ -37,6 +37,8 @@ class HostBatch:
     pair: int64 [n], this rank's pairs. tokens: int64 [n, L], their drawn captions.
     images: uint8 [n, 3, s, s] in channels-last memory. at_size: the same crops at the sizes that teachers see.
     boxes float64 [n, 4], flips bool [n]: what of each source picture they show (`views.crops`).
+    more_tokens: int64 [n, L], other captions of the same pictures by view (`syn`, `mix`). stored: float32 [n, D], what is stored of
+        teachers by `image`, `text` and `text:<view>`.
     """
 
     step: int
@@ -51,11 +53,14 @@ class HostBatch:
     flips: np.ndarray
     rank: int = 0
     at_size: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    more_tokens: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    stored: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def pin_memory(self) -> HostBatch:
         """The same batch in page-locked memory; called by the DataLoader."""
-        at_size = {size: images.pin_memory() for size, images in self.at_size.items()}
-        return dataclasses.replace(self, tokens=self.tokens.pin_memory(), images=self.images.pin_memory(), at_size=at_size)
+        names = ("at_size", "more_tokens", "stored")
+        more = {name: {key: value.pin_memory() for key, value in getattr(self, name).items()} for name in names}
+        return dataclasses.replace(self, tokens=self.tokens.pin_memory(), images=self.images.pin_memory(), **more)
 
 
 class TrainBatches(Dataset):
@@ -113,9 +118,7 @@ class TrainBatches(Dataset):
         share = self.batch // self.world
         mine = slice(self.rank * share, (self.rank + 1) * share)
         pair = pair_all[mine]
-        boxes, flips = crops(self.augment, self.seed, epoch, pair, self.pixels.aspect[pair])
-        images = render_batch(self.pixels[pair], boxes, flips, self.size)
-        at_size = {s: images if s == self.size else render_batch(p[pair], boxes, flips, s) for s, p in self.more.items()}
+        images, boxes, flips, at_size = self.pictures(epoch, pair)
         return HostBatch(
             step=int(step),
             epoch=epoch,
@@ -130,6 +133,13 @@ class TrainBatches(Dataset):
             rank=self.rank,
             at_size=at_size,
         )
+
+    def pictures(self, epoch: int, pair: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray, dict[int, torch.Tensor]]:
+        """Of each of `pair` in an epoch: the crop, its box and flip, and the crop at other sizes (see HostBatch)."""
+        boxes, flips = crops(self.augment, self.seed, epoch, pair, self.pixels.aspect[pair])
+        images = render_batch(self.pixels[pair], boxes, flips, self.size)
+        at_size = {s: images if s == self.size else render_batch(p[pair], boxes, flips, s) for s, p in self.more.items()}
+        return images, boxes, flips, at_size
 
     def captions(self, epoch: int, pairs: np.ndarray) -> np.ndarray:
         """The caption row drawn for each of `pairs` in an epoch, int64 [n]: one of its own, or of all where none has its own."""

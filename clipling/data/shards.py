@@ -100,6 +100,11 @@ def read_shards(paths: Sequence[Path], options: Options) -> list[Reading]:
     return readings
 
 
+def members_of(path: Path) -> list[dict[str, Location]]:
+    """The members of every key of a tar by suffix (`jpg`, `txt`, `paug.json`, ...), in order."""
+    return [sample.members for sample in _samples(path, Problems(str(path)))]
+
+
 def _samples(path: Path, problems: Problems) -> list[_Sample]:
     current: dict[str, _Sample] = {}
     samples: list[_Sample] = []

@@ -165,10 +165,10 @@ def _resize_into(target: torch.Tensor, window: torch.Tensor, flip: bool, interpo
 def _window(box: np.ndarray, picture: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of `picture` [h, w, 3] that a box in unit coordinates covers."""
     height, width = picture.shape[:2]
-    return slice(*_pixel_range(box[1], box[3], height)), slice(*_pixel_range(box[0], box[2], width))
+    return slice(*pixel_range(box[1], box[3], height)), slice(*pixel_range(box[0], box[2], width))
 
 
-def _pixel_range(start: float, length: float, pixels: int) -> tuple[int, int]:
+def pixel_range(start: float, length: float, pixels: int) -> tuple[int, int]:
     """First and one-past-last pixel of a unit interval: rounded, inside the picture, at least one pixel."""
     first = min(int(start * pixels + 0.5), pixels - 1)
     last = min(max(int((start + length) * pixels + 0.5), first + 1), pixels)

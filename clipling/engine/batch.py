@@ -32,10 +32,15 @@ class LiveTeacher(Protocol):
     name: str
     scale: float
     dims: Mapping[str, int]
+    sees: int | None
 
     def image(self, host: HostBatch, device: torch.device) -> Tensor | None: ...
 
     def text(self, host: HostBatch, device: torch.device) -> Tensor | None: ...
+
+    def more_texts(self, host: HostBatch, device: torch.device) -> dict[str, Tensor]:
+        """Unit features of other captions of the same pictures, by view."""
+        ...
 
 
 def same_mask(links: Sequence[Sequence[int]], pair: np.ndarray, pair_all: np.ndarray, first: int) -> Tensor | None:
@@ -113,7 +118,8 @@ class BatchMaker:
     def _taught(self, teacher: LiveTeacher, host: HostBatch, device: torch.device) -> TeacherView:
         image, text = teacher.image(host, device), teacher.text(host, device)
         gathered = [None if rows is None else self.runtime.gather(rows) for rows in (image, text)]
-        return TeacherView(teacher.scale, image, text, *gathered)
+        texts = {view: (rows, self.runtime.gather(rows)) for view, rows in teacher.more_texts(host, device).items()}
+        return TeacherView(teacher.scale, image, text, *gathered, texts)
 
 
 def to_device(rows: Neighbours, device: torch.device) -> Neighbours:

@@ -89,6 +89,9 @@ class Stepper:
                 made["image"] = self.student.encode_image(images).float()
             if "student.text" in needs:
                 made["text"] = self.student.encode_text(host.tokens[part].to(self.runtime.device, non_blocking=True)).float()
+            for view, tokens in host.more_tokens.items():
+                if f"student.text:{view}" in needs:
+                    made[f"text:{view}"] = self.student.encode_text(tokens[part].to(self.runtime.device, non_blocking=True)).float()
             if "student.image:masked" in needs:
                 with patches_left_out(self.student.model.visual, MASKED_PATCHES):
                     made["image:masked"] = self.student.encode_image(images).float()

@@ -90,6 +90,10 @@ class Teacher:
         with self._precision(device):
             return self.model.encode_text(self.tokens[torch.from_numpy(rows)].long().to(device, non_blocking=True)).float()
 
+    def more_texts(self, host: HostBatch, device: torch.device) -> dict[str, Tensor]:
+        """None: a live teacher sees the pairs' own captions."""
+        return {}
+
     def _precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast == "bf16")
 

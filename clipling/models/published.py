@@ -19,7 +19,7 @@ from open_clip.model import CustomTextCLIP, convert_to_custom_text_state_dict
 from torch import Tensor
 
 from clipling.errors import UserError, near
-from clipling.models.catalogue import zoo_config, zoo_names
+from clipling.models.catalogue import open_clips_config, zoo_config, zoo_names
 from clipling.models.dual import Student
 from clipling.models.hub import new_student
 from clipling.models.inits import State, load_exactly, read_weights
@@ -57,11 +57,7 @@ def published_config(config: str) -> dict[str, Any]:
         raise UserError(
             f"--config {config!r} is no model of the zoo or of open_clip. {near(config, [*zoo_names(), *open_clip.list_models()])}"
         )
-    model = open_clip.get_model_config(config)
-    tags = open_clip.list_pretrained_tags_by_model(config)
-    given = open_clip.get_pretrained_cfg(config, tags[0]) if tags else {}
-    kept = {key: given[key] for key in ("mean", "std", "interpolation", "resize_mode") if given.get(key)}
-    return {"model_cfg": model, "preprocess_cfg": kept}
+    return open_clips_config(config)
 
 
 def _unpickled(file: Path) -> Any:

@@ -42,7 +42,7 @@ def sample(needs: Iterable[str], dims: Mapping[str, int], rows: int, seed: int) 
             ids, others = _neighbours(pair, rest, rng)
             tensors |= {f"neighbours.{rest}.ids": ids, f"neighbours.{rest}.others": others}
             tensors |= {f"neighbours.{rest}.{bank}": unit(dims[bank]) for bank in SIDES}
-        elif kind == "teacher" and rest in SIDES:
+        elif kind == "teacher" and (rest in SIDES or side == "text"):
             for name in _teachers(dims):
                 tensors |= {f"{name}.scale": torch.tensor(TEACHER_SCALE), f"{name}.{rest}": unit(dims[name])}
         elif need != "student.masks":  # masks are asked of the term; a batch holds nothing for them
@@ -81,6 +81,7 @@ def batch_of(tensors: Mapping[str, Tensor], local: Mapping[str, Tensor], whole: 
             one = views.setdefault(view, View(None, None, None, None))  # a side that is not in `needs` stays None
             setattr(one, side, local[name])
             setattr(one, f"{side}_all", whole[name])
+    views.setdefault("main", View(None, None, None, None))
     spaces = sorted({name.split(".")[1] for name in tensors if name.startswith("neighbours.")})
     return Batch(
         views=views,
@@ -101,7 +102,9 @@ def batch_of(tensors: Mapping[str, Tensor], local: Mapping[str, Tensor], whole: 
 def _taught(tensors: Mapping[str, Tensor], name: str, rows: slice) -> TeacherView:
     sides = {side: tensors[f"{name}.{side}"] for side in SIDES if f"{name}.{side}" in tensors}
     local = {side: found[rows] for side, found in sides.items()}
-    return TeacherView(float(tensors[f"{name}.scale"]), **local, **{f"{side}_all": found for side, found in sides.items()})
+    views = {key.partition(":")[2]: value for key, value in tensors.items() if key.startswith(f"{name}.text:")}
+    texts = {view: (found[rows], found) for view, found in views.items()}
+    return TeacherView(float(tensors[f"{name}.scale"]), **local, **{f"{side}_all": found for side, found in sides.items()}, texts=texts)
 
 
 def permuted(tensors: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:

@@ -39,6 +39,11 @@ class TeacherView:
     text: Tensor | None = None  # [n, d_t]
     image_all: Tensor | None = None  # [N, d_t]
     text_all: Tensor | None = None  # [N, d_t]
+    texts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # by view ("syn", "mix"): [n, d_t] and [N, d_t]
+
+    def texts_of(self, view: str) -> tuple[Tensor, Tensor]:
+        """Local and all rows of the captions of a view; those of "main" are `text` and `text_all`."""
+        return (self.text, self.text_all) if view == "main" else self.texts[view]  # type: ignore[return-value]
 
 
 @dataclass
@@ -87,8 +92,9 @@ class Term(nn.Module):
     """One part of the training loss.
 
     `needs` names what the engine has to put in the batch: `student.image`, `student.text`, `student.image:masked` (the view
-    "masked": pictures with most patches left out), `student.masks`, `neighbours.<space>` for the spaces of a bank,
-    `teacher.image` and `teacher.text` for the features of all teachers. What no term needs is not computed. Trainable modules
+    "masked": pictures with most patches left out), `student.text:syn` and `student.text:mix` (synthetic captions; a real or a synthetic
+    one, drawn at random), `student.masks`, `neighbours.<space>` for the spaces of a bank, `teacher.image`, `teacher.text` and
+    `teacher.text:syn` (`:mix`) for the features of all teachers. What no term needs is not computed. Trainable modules
     and buffers of a term are trained, synchronised and saved with the student, and are not part of the exported model.
     """
 

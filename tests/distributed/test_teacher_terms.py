@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 
 from clipling.objectives.affinity import Affinity
 from clipling.objectives.clip_kd import AFD, CRD, FD, GD, ICL, MFD
+from clipling.objectives.reinforced import Reinforced
 from clipling.objectives.sparsity import Sparsity
 from clipling.objectives.term import Batch, Objective, TeacherView, View
 from tests.objectives.golden import unit
@@ -40,13 +41,15 @@ TERMS = {
     "icl-reference-positive": lambda: ICL("one", mode="reference", same="positive"),
     "afd": lambda: AFD("one"),
     "afd-reference": lambda: AFD("two", mode="reference"),
+    "reinforced": lambda: Reinforced(parts=("distill",)),
+    "reinforced-mix": lambda: Reinforced("mix", scales=[9.0, 5.0], parts=("distill",)),
     "sparsity": lambda: Sparsity(0.5, 10),
     "sparsity-apart": lambda: Sparsity(0.5, 10, shared=False),
 }
 
 
 def batch_of(rows: slice, gather) -> tuple[Batch, dict[str, torch.Tensor], torch.Tensor]:
-    whole = {name: unit(ROWS, 6, seed) for seed, name in enumerate(("image", "text", "masked"))}
+    whole = {name: unit(ROWS, 6, seed) for seed, name in enumerate(("image", "text", "masked", "syn"))}
     leaf = {name: value[rows].clone().requires_grad_() for name, value in whole.items()}
     log_scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     every = {name: gather(value) for name, value in leaf.items()}
@@ -54,10 +57,13 @@ def batch_of(rows: slice, gather) -> tuple[Batch, dict[str, torch.Tensor], torch
         "main": View(leaf["image"], leaf["text"], every["image"], every["text"]),
         "masked": View(leaf["masked"], leaf["text"], every["masked"], every["text"]),
     }
+    views |= {name: View(leaf["image"], leaf["syn"], every["image"], every["syn"]) for name in ("syn", "mix")}
     teachers = {}
     for seed, (name, size) in enumerate((("one", 5), ("two", 6))):
         image, text = unit(ROWS, size, 10 + seed), unit(ROWS, size, 20 + seed)
-        teachers[name] = TeacherView(7.0 + seed, image[rows], text[rows], image, text)
+        syn = unit(ROWS, size, 30 + seed)
+        texts = dict.fromkeys(("syn", "mix"), (syn[rows], syn))
+        teachers[name] = TeacherView(7.0 + seed, image[rows], text[rows], image, text, texts)
     same = torch.zeros(ROWS, ROWS, dtype=torch.bool)
     same[1, 8] = same[8, 1] = same[2, 3] = same[3, 2] = True
     numbers = torch.arange(ROWS)
@@ -76,7 +82,7 @@ def loss_and_gradients(name: str, rows: slice, gather) -> dict[str, torch.Tensor
             gate.normal_()
     batch, leaf, log_scale = batch_of(rows, gather)
     kind = name.partition("-")[0]
-    (loss, _) = Objective({kind: term}, {kind: {kind: 1.5}})(batch)
+    (loss, _) = Objective({kind: term}, {kind: {"distill" if kind == "reinforced" else kind: 1.5}})(batch)
     if kind == "sparsity":
         masks = term.masks(torch.Generator().manual_seed(3))
         loss = loss + (leaf["image"] * masks["image.hidden"]).square().mean() + (leaf["text"] * masks["text.hidden"]).square().mean()
@@ -121,7 +127,7 @@ def test_two_processes_equal_one(two, name):
     assert {f"parameter.{own}" for own, _ in made.named_parameters()} <= set(one)
     assert {"loss", "masked" if name == "mfd" else "image"} <= set(one)
     for key, value in one.items():
-        if key in ("image", "text", "masked"):  # what DDP's mean makes of the gradient of a row that one process holds
+        if key in ("image", "text", "masked", "syn"):  # what DDP's mean makes of the gradient of a row that one process holds
             both = torch.cat([rank[key] for rank in ranks]) / WORLD
         else:
             both = sum(rank[key] for rank in ranks) / WORLD

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipling.data.source import open_pairs
 from clipling.models.hub import new_student, open_student, save_student
+from tests.reinforcing import made
 from tests.toy import toy_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,7 @@ LENGTHS = ("stages.0.epochs=2", "stages.1.epochs=1", "objective.sparsity.options
 RECIPES = {
     "clip": (*TINY, "stages.0.epochs=3"),
     "clip_kd": (*TINY, *TAUGHT, "stages.0.epochs=3"),  # heads, and a teacher that every process asks for its own rows
+    "mobileclip": (*TINY, "stages.0.epochs=3", "data.source=stored"),  # what is stored of the rows of each process, gathered
     "tinyclip_auto": (*TAUGHT, *LENGTHS),  # masks that all processes draw alike, and a surgery that all do
 }
 
@@ -50,6 +53,8 @@ def test_two_processes_equal_one(recipe, tmp_path):
     toy_folder(tmp_path / "toy", count=110)
     toy_folder(tmp_path / "val", count=30, seed=1)
     save_student(new_student("tiny_vit_32", seed=5), tmp_path / "teacher")
+    if recipe == "mobileclip":
+        made(open_pairs(str(tmp_path / "toy")), tmp_path / "stored", ("rules",), shard=50)
     clipling(tmp_path, recipe, "one", 1, *RECIPES[recipe])
     clipling(tmp_path, recipe, "two", 2, *RECIPES[recipe])
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

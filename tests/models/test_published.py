@@ -170,7 +170,13 @@ def test_half_precision(tmp_path, config):
 def test_configs_by_name():
     known = published_config("MobileCLIP-S2")
     assert known["model_cfg"]["vision_cfg"]["timm_model_name"] == "fastvit_mci2"
-    assert known["preprocess_cfg"] == {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear", "resize_mode": "shortest"}
+    assert known["preprocess_cfg"] == {
+        "size": 256,
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+        "interpolation": "bilinear",
+        "resize_mode": "shortest",
+    }
     assert published_config("TinyCLIP-ViT-8M-16-Text-3M")["model_cfg"]["text_cfg"]["layers"] == 3
     with pytest.raises(UserError, match=r"no model of the zoo or of open_clip\. Did you mean 'MobileCLIP-S2'"):
         published_config("MobileCLIP-S22")

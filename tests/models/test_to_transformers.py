@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 
 from clipling.data.views import eval_pixels  # noqa: E402
 from clipling.errors import UserError  # noqa: E402
+from clipling.models.catalogue import MOBILECLIP  # noqa: E402
 from clipling.models.clip_tokenizer import tokenizer_json  # noqa: E402
 from clipling.models.dual import Student  # noqa: E402
 from clipling.models.hub import new_student, open_student, save_student, zoo_config, zoo_names  # noqa: E402
@@ -259,7 +260,7 @@ def test_which_students_of_the_zoo_fit():
     fit = set()
     for name in zoo_names():
         config = zoo_config(name)
-        if "hf_model_name" not in config["model_cfg"]["text_cfg"]:
+        if "hf_model_name" not in config["model_cfg"]["text_cfg"] and name not in MOBILECLIP:  # towers of timm, slow to build
             with torch.device("meta"):
                 fit |= {name} if why_not(Student(config)) is None else set()
     assert fit == {

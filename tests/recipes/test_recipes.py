@@ -7,10 +7,12 @@ import json
 import pytest
 import yaml
 
+from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.models.hub import open_student
 from clipling.recipe import from_yaml, load_recipe, recipe_names, to_dict, to_yaml, with_settings
 from clipling.run import train
+from tests.reinforcing import made
 from tests.teaching import teacher_config, teacher_folder
 from tests.toy import toy_folder
 
@@ -21,12 +23,21 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def reinforced_toy(toy, tmp_path_factory) -> str:
+    """The toy pairs with the knowledge of two teachers beside them, and captions by rules."""
+    folder = tmp_path_factory.mktemp("reinforced") / "out"
+    made(open_pairs(str(toy)), folder, ("rules",), shard=20)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
 def teacher(tmp_path_factory) -> str:
     return teacher_folder(tmp_path_factory.mktemp("teacher") / "model", teacher_config(32, 24, 64))
 
 
 def test_the_recipes_of_the_package():
-    built = ["a_ping", "clip", "clip_kd", "distill", "finetune", "lit", "ping", "tinyclip_auto", "tinyclip_manual", "tinyclip_ping"]
+    built = ["a_ping", "clip", "clip_kd", "distill", "finetune", "lit", "mobileclip", "mobileclip2", "ping", "reinforced_ping"]
+    built += ["tinyclip_auto", "tinyclip_manual", "tinyclip_ping"]
     assert recipe_names() == built
 
 
@@ -41,8 +52,9 @@ def test_a_recipe_survives_its_file(name, scale, tmp_path):
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_recipe_runs_one_step(name, toy, teacher, tmp_path):
-    recipe = with_settings(load_recipe(name, smoke=True), {"data.source": str(toy)})
+def test_a_recipe_runs_one_step(name, toy, reinforced_toy, teacher, tmp_path):
+    recipe = load_recipe(name, smoke=True)
+    recipe = with_settings(recipe, {"data.source": str(toy) if recipe.reinforced is None else reinforced_toy})
     if recipe.teachers:
         recipe = with_settings(recipe, {"teachers.teacher.model": teacher, "teachers.teacher.gate": False})
     if name == "finetune":
@@ -57,9 +69,13 @@ def test_a_recipe_runs_one_step(name, toy, teacher, tmp_path):
         assert guides["licences"]
         keys = {k for s in guides["neighbours_sample"] for k in s["image_neighbours"] + s["text_neighbours"]}
         assert keys
+    if recipe.reinforced is not None:
+        said = json.loads((tmp_path / "run" / "knowledge.json").read_text())
+        assert [teacher["name"] for teacher in said["teachers"]] == ["first", "second"]
+        assert said["synthetic_captions"].keys() == {"rules"}
     weights = {}
     for term, spec in recipe.objective.items():
-        weights |= {f"{term}/{v}": w for v, w in spec.weight.items()} if isinstance(spec.weight, dict) else {term: spec.weight}
+        weights |= {f"{term}/{v}": w for v, w in spec.weight.items() if w} if isinstance(spec.weight, dict) else {term: spec.weight}
     assert step["loss"] == pytest.approx(sum(weights[value] * found for value, found in step["terms"].items()), rel=1e-4)
 
 
@@ -81,6 +97,8 @@ PAPERS = {
     "tinyclip_auto": ("objective.sparsity.options.lr", 0.02),
     "clip_kd": ("objective.fd.weight", 2000.0),  # section 4.2: 1 CRD + 2000 FD + 1 ICL
     "finetune": ("optimiser.layer_decay", 0.9),
+    "mobileclip": ("objective.reinforced.options.scales", 100.0),  # section 3.2: a temperature of 0.01
+    "mobileclip2": ("objective.reinforced.options.scales", [70.0, 60.0]),
 }
 
 

@@ -20,6 +20,8 @@ SURFACE = {
     "finetune": f"model data out val watch epochs batch lr layer_decay freeze patience wise seed {COLUMNS} group set {RUN}",
     "distill": f"teacher data out val student text text_size texts captions epochs batch lr seed {COLUMNS} group set {RUN}",
     "compress": f"teacher to data out method stages width depth val epochs batch lr seed {COLUMNS} group set {RUN.removeprefix('smoke ')}",
+    "reinforce": f"source teacher out captions augmentations crop flip operations storage shard seed gate check {COLUMNS} group"
+    " threads json",
     "eval": f"model data task suite classes templates descriptions groups outside queries {COLUMNS} group language ready untrained pictures"
     " out threads json",
     "report": "results out first pictures json",

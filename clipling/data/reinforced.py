@@ -1,0 +1,208 @@
+"""Pairs with a teacher's knowledge beside them: the members of one pair in DataCompDR's layout, written and read.
+
+Of MobileCLIP (Vasu et al., arXiv 2311.17049). Beside `key.jpg`, `key.txt` and `key.json`, which make a plain pair for any reader:
+
+    key.paug.json   {"param_aug": [K records], "size": [width, height], "hash": ..., "teachers": [[name, size, scale], ...]}
+    key.syn.json    {"syn_text_<origin>": [captions], ...}
+    key.npz         image_emb [K, D], text_emb [captions, D], syn_text_<origin>_emb [n, D]
+
+`size`, `hash` and `teachers` are ours. Apple's own files have none of them, hold all captions in one `text_emb` (the real one first) and
+come as `key.pth.gz` too, a gzipped pickle of tensors, which is read by torch's restricted loader and up to a size.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from clipling.data.packing import SCALE, Storage, packed
+from clipling.data.replay import Record
+
+SYNTHETIC = "syn_text"
+LARGEST = 64 * 2**20  # bytes of a pair's embeddings once unpacked: DataCompDR's largest are 221 KB
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+class FormatError(ValueError):
+    """A member that is not what the layout says; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """One teacher of stored embeddings: its name, the size of its rows, what it multiplies similarities by (None: not said)."""
+
+    name: str
+    dim: int
+    scale: float | None = None
+
+
+@dataclass
+class Sample:
+    """What is stored for one pair.
+
+    size: (width, height) of the picture, upright; None where that is not said. synthetic: captions by origin. embeddings: unit rows by
+    `image` [K, D], `text` [captions, D] and origin [n, D], as they are stored; scales: of int8 rows, by the same names.
+    """
+
+    records: list[Record]
+    size: tuple[int, int] | None
+    hash: str
+    teachers: list[TeacherInfo]
+    synthetic: dict[str, list[str]] = field(default_factory=dict)
+    embeddings: dict[str, np.ndarray] = field(default_factory=dict)
+    scales: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def members(sample: Sample, storage: Storage, flips: bool) -> dict[str, bytes]:
+    """The members by suffix of a sample with embeddings in float32. Raises UserError for an unknown storage."""
+    dims = [teacher.dim for teacher in sample.teachers]
+    paug = {
+        "param_aug": [record.to_json(flips) for record in sample.records],
+        "size": list(sample.size or ()),
+        "hash": sample.hash,
+        "teachers": [[t.name, t.dim, t.scale] for t in sample.teachers],
+    }
+    made = {"paug.json": _json(paug)}
+    if sample.synthetic:
+        made["syn.json"] = _json({_key(origin): texts for origin, texts in sample.synthetic.items()})
+    arrays: dict[str, np.ndarray] = {}
+    for name, rows in sample.embeddings.items():
+        arrays |= packed(array_name(name), rows, dims, storage)
+    return made | {"npz": npz_bytes(arrays)}
+
+
+def array_name(name: str) -> str:
+    """`image_emb` for `image`, `syn_text_rules_emb` for the origin `rules`."""
+    return f"{name if name in ('image', 'text') else _key(name)}_emb"
+
+
+def _key(origin: str) -> str:
+    return f"{SYNTHETIC}_{origin}" if origin else SYNTHETIC
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """What `numpy.savez` writes, without the time of day: the same arrays are the same bytes. Nothing is packed, so that one row can be
+    read out of the tar without the others; unit rows do not pack anyway."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
+            file.writestr(zipfile.ZipInfo(f"{name}.npy", ZIP_TIME), content.getvalue())
+    return buffer.getvalue()
+
+
+def read_sample(found: Mapping[str, bytes], captions: int, teachers: Sequence[TeacherInfo] = ()) -> Sample:
+    """The sample of members by suffix. captions: how many real ones the pair has. teachers: where the members do not name them.
+
+    Raises FormatError, which names the member.
+    """
+    paug = _object(found, "paug.json")
+    try:
+        records = [Record.from_json(one) for one in paug.get("param_aug") or []]
+    except (ValueError, TypeError) as error:
+        raise FormatError(f"paug.json: {error}") from error
+    size = paug.get("size")
+    arrays = read_npz(found["npz"]) if "npz" in found else read_pickle(found["pth.gz"]) if "pth.gz" in found else {}
+    texts = {k: v for k, v in _object(found, "syn.json").items() if k.startswith(SYNTHETIC)} if "syn.json" in found else {}
+    named = [TeacherInfo(str(n), int(d), s) for n, d, s in paug.get("teachers") or []] or list(teachers)
+    sample = Sample(records, (int(size[0]), int(size[1])) if size else None, str(paug.get("hash") or ""), named)
+    sample.synthetic = {key.removeprefix(SYNTHETIC).removeprefix("_"): _texts(key, texts[key]) for key in texts}
+    _fill(sample, _split_legacy(arrays, sample.synthetic, captions))
+    return sample
+
+
+def _object(found: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    if name not in found:
+        raise FormatError(f"no {name}")
+    try:
+        content = json.loads(found[name])
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{name} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{name} is not a JSON object")
+    return content
+
+
+def _texts(key: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise FormatError(f"syn.json: {key} is not a list of texts")
+    return value
+
+
+def _split_legacy(arrays: dict[str, np.ndarray], synthetic: dict[str, list[str]], captions: int) -> dict[str, np.ndarray]:
+    """DataCompDR's `text_emb` holds the real captions first and then the synthetic ones; ours are apart."""
+    rows, extra = arrays.get("text_emb"), sum(map(len, synthetic.values()))
+    apart = any(array_name(origin) in arrays for origin in synthetic)
+    if rows is None or apart or not extra or len(rows) != captions + extra:
+        return arrays
+    made, at = {**arrays, "text_emb": rows[:captions]}, captions
+    for origin, texts in synthetic.items():
+        made[array_name(origin)] = rows[at : at + len(texts)]
+        at += len(texts)
+    return made
+
+
+def _fill(sample: Sample, arrays: Mapping[str, np.ndarray]) -> None:
+    expected = {"image": len(sample.records), "text": None, **{origin: len(texts) for origin, texts in sample.synthetic.items()}}
+    width = sum(teacher.dim for teacher in sample.teachers)
+    for name, count in expected.items():
+        rows = arrays.get(array_name(name))
+        if rows is None:
+            raise FormatError(f"the embeddings lack {array_name(name)}")
+        if rows.ndim != 2 or rows.dtype not in (np.float32, np.float16, np.int8) or (count is not None and len(rows) != count):
+            raise FormatError(f"{array_name(name)} is {rows.dtype} {list(rows.shape)}, which is not {count or 'n'} rows of embeddings")
+        if sample.teachers and rows.shape[1] != width:
+            raise FormatError(f"{array_name(name)} has rows of {rows.shape[1]}, its teachers {width}")
+        sample.embeddings[name] = rows
+        if rows.dtype == np.int8:
+            scale = arrays.get(array_name(name) + SCALE)
+            if scale is None or scale.shape != (len(rows), len(sample.teachers)):
+                raise FormatError(f"{array_name(name)} is int8 without a fitting {array_name(name) + SCALE}")
+            sample.scales[name] = scale.astype(np.float32)
+
+
+def read_npz(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, none of them a pickle. Raises FormatError; so does one that would be too large."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            if sum(info.file_size for info in file.infolist()) > LARGEST:
+                raise FormatError(f"npz: more than {LARGEST >> 20} MB once unpacked")
+            made = {}
+            for info in file.infolist():
+                with file.open(info) as part:
+                    made[info.filename.removesuffix(".npy")] = np.lib.format.read_array(part, allow_pickle=False)
+            return made
+    except FormatError:
+        raise
+    except Exception as error:  # zipfile and numpy raise all sorts of errors on damaged bytes
+        raise FormatError(f"npz: {error or type(error).__name__}") from error
+
+
+def read_pickle(data: bytes) -> dict[str, np.ndarray]:
+    """The tensors of a `pth.gz`, read by torch's restricted loader, as float32. Raises FormatError for anything else in it."""
+    import torch
+
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise FormatError(f"pth.gz: more than {LARGEST >> 20} MB once unpacked")
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return {str(name): rows.float().numpy() for name, rows in found.items() if isinstance(rows, torch.Tensor)}
+    except FormatError:
+        raise
+    except Exception as error:  # the loader raises many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FormatError(f"pth.gz is no gzipped file of tensors alone: {reason}") from error

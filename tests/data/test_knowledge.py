@@ -1,0 +1,285 @@
+"""Stored knowledge joined to pairs: rows found again after repacking, pictures that changed refused or scaled, damage named."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipling.data.knowledge import Knowledge
+from clipling.data.packing import packed
+from clipling.data.reinforced import TeacherInfo, npz_bytes, read_npz
+from clipling.data.replay import replay
+from clipling.data.source import open_pairs
+from clipling.errors import UserError
+from tests.reinforcing import in_json, made, pictures, reinforced, repacked, teachers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("source")
+
+
+@pytest.fixture(scope="module")
+def pairs(folder):
+    return reinforced(folder, storage="fp32")
+
+
+@pytest.fixture(scope="module")
+def knowledge(pairs):
+    return Knowledge(pairs)
+
+
+def crops(pairs, knowledge, size: int = 32) -> dict[tuple[str, int], np.ndarray]:
+    """Every augmentation of every picture."""
+    found = {}
+    for i, key in enumerate(pairs.keys):
+        first, last = knowledge.record_offsets[i : i + 2]
+        picture = np.asarray(pairs.image(i))
+        found |= {(key, int(k - first)): replay(picture, knowledge.records[k], size) for k in range(first, last)}
+    return found
+
+
+def by_key(pairs, knowledge) -> dict[str, list]:
+    """What is stored of every pair."""
+    found = {}
+    for i, key in enumerate(pairs.keys):
+        (a, b), (c, d) = knowledge.record_offsets[i : i + 2], knowledge.text_offsets[i : i + 2]
+        own = [knowledge.records[a:b], pairs.captions_of(i), knowledge.texts[c:d], knowledge.origins[c:d]]
+        rows = [knowledge.image(np.arange(a, b)), knowledge.text(np.array(pairs.caption_rows(i))), knowledge.synthetic(np.arange(c, d))]
+        found[key] = own + [row.tolist() for row in rows]
+    return found
+
+
+def test_it_reads_as_plain_pairs(folder, pairs):
+    plain = open_pairs(str(folder / "pictures"))
+    assert len(pairs) == len(plain) == 24
+    assert pairs.captions == plain.captions
+    assert pairs.hashes == plain.hashes  # so the split by the pictures is the same
+    assert pairs.offsets.tolist() == plain.offsets.tolist()
+    assert not len(pairs.problems)
+    assert [key.replace("%2E", ".") for key in pairs.keys] == plain.keys
+
+
+@pytest.mark.parametrize(("storage", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-3), ("int8", 2e-2)])
+def test_stored_embeddings_equal_those_made_now(tmp_path, storage, tolerance):
+    """Of every augmentation, every caption, every synthetic caption, by each teacher at its own size."""
+    pairs = reinforced(tmp_path, 8, storage=storage)
+    knowledge = Knowledge(pairs)
+    assert [t.dim for t in knowledge.teachers] == [48, 64]
+    at = 0
+    for model in teachers().values():
+        columns = slice(at, at := at + model.embed_dim)
+        views = torch.from_numpy(np.stack(list(crops(pairs, knowledge, model.image_size).values()))).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            images = model.encode_image(model.normalise(views)).numpy()
+        found = knowledge.image(np.arange(len(knowledge.records)))[:, columns]
+        np.testing.assert_allclose(found, images, atol=tolerance, rtol=0)
+        assert np.abs(images[1:] - images[:-1]).max() > 0.05, "crops that are alike would show nothing"
+        texts = model.encode_texts_in_batches(pairs.captions)
+        np.testing.assert_allclose(knowledge.text(np.arange(len(pairs.captions)))[:, columns], texts, atol=tolerance, rtol=0)
+        texts = model.encode_texts_in_batches(knowledge.texts)
+        np.testing.assert_allclose(knowledge.synthetic(np.arange(len(texts)))[:, columns], texts, atol=tolerance, rtol=0)
+
+
+def test_captions_keep_their_origin(pairs, knowledge):
+    assert set(knowledge.origins) == {"rules", "others"}
+    others = [t for t, o in zip(knowledge.texts, knowledge.origins) if o == "others"]
+    assert others == [c for i in range(len(pairs)) for c in pairs.captions_of(i)[1:]]
+    only = Knowledge(pairs, origins="rul.*")
+    assert set(only.origins) == {"rules"}
+    assert len(only.texts) == knowledge.origins.count("rules")
+    rows = [i for i, o in enumerate(knowledge.origins) if o == "rules"]
+    np.testing.assert_array_equal(only.synthetic(np.arange(len(rows))), knowledge.synthetic(np.array(rows)))
+    with pytest.raises(UserError, match="regular expression"):
+        Knowledge(pairs, origins="(")
+
+
+def test_replay_is_the_same_to_the_bit_after_repacking(folder, pairs, knowledge, tmp_path):
+    """All K records of all pictures, all embeddings: in one tar of another form, in another order, opened under another name."""
+    other = open_pairs(str(repacked(folder / "out", tmp_path / "one.tar")))
+    again = Knowledge(other)
+    assert other.keys != pairs.keys
+    before, after = crops(pairs, knowledge), crops(other, again)
+    assert before.keys() == after.keys()
+    assert len(before) == 3 * 24
+    for place, crop in before.items():
+        np.testing.assert_array_equal(after[place], crop)
+    assert by_key(other, again) == by_key(pairs, knowledge)
+
+
+def test_a_part_of_the_pairs(pairs, knowledge):
+    part = pairs.subset([17, 3, 11])
+    some, whole = by_key(part, Knowledge(part)), by_key(pairs, knowledge)
+    assert some == {key: whole[key] for key in part.keys}
+
+
+def resized(name: str, data: bytes) -> tuple[str, bytes]:
+    if not name.endswith((".png", ".jpg")):
+        return name, data
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    held = io.BytesIO()
+    image.resize((image.width * 2, image.height * 2), Image.Resampling.BICUBIC).save(held, "PNG")
+    return name, held.getvalue()
+
+
+def test_pictures_that_were_resized_are_refused_or_scaled(folder, knowledge, tmp_path):
+    larger = open_pairs(str(repacked(folder / "out", tmp_path / "large.tar", resized)))
+    with pytest.raises(UserError, match=r"24 of 24 pairs .*\n.* was 81 x 60 .* is 162 x 120 now.*reinforced.changed=rescale"):
+        Knowledge(larger)
+    scaled = Knowledge(larger, changed="rescale")
+    assert scaled.describe()["rescaled_pairs"] == 24
+    assert {r.box for r in scaled.records} == {tuple(2 * n for n in r.box) for r in knowledge.records}
+    before = crops(open_pairs(str(folder / "out")), knowledge)
+    far = [np.abs(crop.astype(int) - before[place]).mean() for place, crop in crops(larger, scaled).items()]
+    assert max(far) < 12  # the same part of the picture, give or take its operations
+    with pytest.raises(UserError, match="refuse or rescale"):
+        Knowledge(larger, changed="ignore")
+
+
+def test_pictures_without_a_hash_are_checked_by_their_size(folder, tmp_path):
+    def nameless(name, data):
+        return name, in_json(data, hash="", size=None) if name.endswith("paug.json") else data
+
+    pairs = open_pairs(str(repacked(folder / "out", tmp_path / "a.tar", nameless)))
+    assert Knowledge(pairs).describe()["pairs_without_a_hash"] == 24
+
+    def smaller(name, data):
+        if not name.endswith((".png", ".jpg")):
+            return nameless(name, data)
+        held = io.BytesIO()
+        Image.open(io.BytesIO(data)).convert("RGB").resize((16, 16)).save(held, "PNG")
+        return name, held.getvalue()
+
+    pairs = open_pairs(str(repacked(folder / "out", tmp_path / "b.tar", smaller)))
+    with pytest.raises(UserError, match="does not lie inside of the picture of 16 x 16"):
+        Knowledge(pairs)
+
+
+def test_datacompdrs_own_layout(folder, pairs, knowledge, tmp_path):
+    """bf16 tensors in a pth.gz, all captions in one array, no teachers named; one caption a picture as theirs have."""
+
+    def apples(name, data):
+        if name.endswith("paug.json"):
+            return name, in_json(data, hash="", size=None, teachers=None)
+        if name.endswith(".npz"):
+            arrays = read_npz(data)
+            texts = np.concatenate([arrays["text_emb"], *(v for n, v in arrays.items() if n.startswith("syn_text"))])
+            held = io.BytesIO()
+            found = {"image_emb": torch.from_numpy(arrays["image_emb"]).bfloat16(), "text_emb": torch.from_numpy(texts).bfloat16()}
+            torch.save(found, held)
+            return name.replace(".npz", ".pth.gz"), gzip.compress(held.getvalue())
+        return name, data
+
+    theirs = open_pairs(str(repacked(folder / "out", tmp_path / "apple.tar", apples)))
+    with pytest.raises(UserError, match=r"reinforced\.teachers"):
+        Knowledge(theirs)
+    found, expected = by_key(theirs, Knowledge(theirs, [TeacherInfo("x", 48), TeacherInfo("y", 64)])), by_key(pairs, knowledge)
+    for key, (*said, image, text, synthetic) in expected.items():
+        assert found[key][:4] == said
+        for rows, its in zip((image, text, synthetic), found[key][4:]):
+            np.testing.assert_allclose(np.array(its), np.array(rows), atol=8e-3)
+
+
+def test_packed_arrays_are_read_too(folder, pairs, knowledge, tmp_path):
+    def deflated(name, data):
+        if not name.endswith(".npz"):
+            return name, data
+        held = io.BytesIO()
+        np.savez_compressed(held, **read_npz(data))
+        return name, held.getvalue()
+
+    other = open_pairs(str(repacked(folder / "out", tmp_path / "packed.tar", deflated)))
+    assert by_key(other, Knowledge(other)) == by_key(pairs, knowledge)
+
+
+def test_a_damaged_shard_is_named(folder, tmp_path):
+    shutil.copytree(folder / "out", tmp_path / "out")
+    path = tmp_path / "out" / "00001.tar"
+    data = bytearray(path.read_bytes())
+    place = data.index(b"NUMPY") + 200  # inside of an array: nothing but the checksum can tell
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard 00001.tar .* checksum .* --check"):
+        Knowledge(open_pairs(str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda name, data: None if name.endswith("paug.json") else (name, data), "24 no knowledge"),
+        (lambda name, data: None if name.endswith("npz") else (name, data), "lack image_emb"),
+        (lambda name, data: (name, data + b"\nanother") if name.endswith(".txt") else (name, data), None),
+        (lambda name, data: (name, in_json(data, captions=["one"] * 9)) if name.endswith("g.json") else (name, data), None),
+        (
+            lambda name, data: (name, in_json(data, captions=["a", "b", "c", "d"])) if name[-8:-5] == "png" else (name, data),
+            "of 4 captions",
+        ),
+        (
+            lambda name, data: (
+                (name, in_json(data, teachers=[["first", 112, 1.0]])) if name.startswith("003") and "paug" in name else (name, data)
+            ),
+            "its teachers are first",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(folder, tmp_path, change, reason):
+    pairs = open_pairs(str(repacked(folder / "out", tmp_path / "x.tar", change)))
+    if reason is None:
+        return  # what plain readers take captions from is the json, first
+    with pytest.raises(UserError, match=reason):
+        Knowledge(pairs)
+
+
+def test_a_source_without_knowledge(folder):
+    with pytest.raises(UserError, match=r"not in a tar .*(\n.*)*clipling reinforce"):
+        Knowledge(open_pairs(str(folder / "pictures")))
+
+
+def test_draws_are_uniform_and_depend_on_nothing_but_seed_epoch_and_pair(knowledge):
+    pairs = np.arange(24)
+    drawn = np.stack([knowledge.draw(0, epoch, pairs) - knowledge.record_offsets[:-1] for epoch in range(300)])
+    assert set(np.unique(drawn)) == {0, 1, 2}
+    assert np.abs(np.bincount(drawn.ravel()) / drawn.size - 1 / 3).max() < 0.02
+    np.testing.assert_array_equal(knowledge.draw(0, 7, pairs[5:9]), knowledge.draw(0, 7, pairs)[5:9])
+    texts = np.stack([knowledge.draw_texts(0, epoch, pairs) for epoch in range(200)])
+    for i in range(24):
+        assert set(texts[:, i]) == set(range(knowledge.text_offsets[i], knowledge.text_offsets[i + 1]))
+
+
+def test_links_know_synthetic_captions(pairs, tmp_path):
+    knowledge = Knowledge(pairs.subset(range(24)))
+    assert knowledge.links(pairs) == pairs.links() or knowledge.links(pairs)
+    knowledge.texts[int(knowledge.text_offsets[2])] = pairs.captions_of(9)[0].upper()
+    links = knowledge.links(pairs)
+    assert set(links[2]) & set(links[9])
+    assert not set(links[2]) & set(links[10])
+
+
+def test_it_goes_to_worker_processes(knowledge):
+    rows = np.array([0, 5, 9])
+    expected = knowledge.image(rows)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(knowledge)).image(rows), expected)
+
+
+def test_storages_by_size(tmp_path):
+    """The same pairs: half and a quarter of the embeddings' bytes."""
+    source = open_pairs(str(pictures(tmp_path / "pictures", 4)))
+    sizes = {}
+    for storage in ("fp32", "fp16", "int8"):
+        made(source, tmp_path / storage, storage=storage)
+        from tarfile import open as tar
+
+        with tar(tmp_path / storage / "00000.tar") as file:
+            sizes[storage] = sum(
+                len(v.tobytes()) for m in file if m.name.endswith("npz") for v in read_npz(file.extractfile(m).read()).values()
+            )
+    assert sizes["fp32"] == 2 * sizes["fp16"]
+    assert sizes["fp32"] / 4 < sizes["int8"] < sizes["fp32"] / 3.5
+    assert set(read_npz(npz_bytes(packed("x", np.ones((1, 2), np.float32), [2], "int8")))) == {"x", "x_scale"}

@@ -1,0 +1,61 @@
+"""`clipling reinforce` as a user calls it: from pairs and models to a source that trains, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from clipling.cli import main
+from tests.reinforcing import pictures
+from tests.teaching import teacher_config, teacher_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verb")
+    pictures(folder / "photos", 24)
+    teacher_folder(folder / "one", teacher_config())
+    teacher_folder(folder / "two", teacher_config(32, 24, 64))
+    return folder
+
+
+def call(folder, *flags: str) -> list[str]:
+    teachers = ["--teacher", str(folder / "one"), str(folder / "two")]
+    return ["reinforce", str(folder / "photos"), *teachers, "--out", str(folder / "out"), "--threads", "1", "--shard", "9", *flags]
+
+
+def test_from_pairs_to_a_trained_student(folder, capsys):
+    flags = ["--captions", "rules", "others", "--augmentations", "2", "--gate", "off", "--storage", "int8"]
+    assert main(call(folder, *flags)) == 0
+    said = capsys.readouterr().out
+    assert "24 pairs in 3 of 3 tars, 3 of them made now" in said
+    assert "others" in said
+    assert "clipling train mobileclip --data" in said
+    assert main(call(folder, *flags, "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["made"], found["pairs"], found["captions"]["others"]) == (0, 24, 24)
+    assert 0.99999 > found["errors"]["image"]["lowest_cosine"] > 0.999
+    train = ["train", "mobileclip", "--smoke", "--data", str(folder / "out"), "--out", str(folder / "run"), "--json"]
+    assert main(train) == 0
+    assert json.loads((folder / "run" / "knowledge.json").read_text())["storage"] == "int8"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--captions", "rule"], "--captions 'rule' is not understood"),
+        (["--augmentations", "0"], "--augmentations 0"),
+        (["--crop", "0", "1"], "augment.scale"),
+        ([], "--gate off"),  # an untrained teacher knows nothing
+    ],
+)
+def test_mistakes(folder, tmp_path, capsys, flags, message):
+    assert main([*call(folder, *flags), "--out", str(tmp_path / "new")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_flags_for_a_source_that_was_begun(folder, capsys):
+    assert main(call(folder, "--augmentations", "5", "--gate", "off")) == 2
+    assert "begun with other" in capsys.readouterr().err
