@@ -270,7 +270,7 @@ def _check_values(recipe: Recipe, where: str) -> None:
         f"a positive number for each of the {sources} sources, which are joined by '::'" if d.source else "null without data.source",
     )
     need(not (d.bare and d.weights), "data.weights", d.weights, "null: bare photos are not mixed by weight")
-    exact = bool(recipe.teachers) or (recipe.guide is not None and recipe.guide.active != "none")
+    exact = bool(recipe.teachers) or recipe.reinforced is not None or (recipe.guide is not None and recipe.guide.active != "none")
     need(
         not (d.decode == "fast" and exact),
         "data.decode",
