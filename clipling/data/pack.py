@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from clipling.data.pack_picture import check_settings
 from clipling.data.pack_shard import Packing, pack_shard
-from clipling.data.packed import SUFFIX, index_of
+from clipling.data.packed import SETTINGS_FILE, SUFFIX, index_of
 from clipling.data.pairs import Row
 from clipling.data.problems import Problem, Problems
 from clipling.data.reading import Options, combine
@@ -22,7 +22,6 @@ from clipling.data.source import read_parts
 from clipling.errors import UserError
 from clipling.store import read_json, write_json
 
-SETTINGS_FILE = "pack.json"
 INCOMING = "incoming"
 _REMOTE_KINDS = (".tar", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 

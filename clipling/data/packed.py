@@ -22,6 +22,7 @@ from clipling.store import atomic_write
 
 FORMAT = 1
 SUFFIX = ".index.jsonl"
+SETTINGS_FILE = "pack.json"  # of the folder: what it was packed with and, once it is whole, what it holds
 
 
 class Entry(NamedTuple):
@@ -87,6 +88,18 @@ def read_index(tar: Path) -> ShardIndex | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if _fits(found, tar) else None
+
+
+def warn_of_a_part(folder: Path) -> None:
+    """Says on stderr that a folder was packed in part only, where it was."""
+    try:
+        known = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(known, dict) and "shard" in known and "finished" not in known:
+        print(
+            f"warning: {folder} holds a part of {known.get('source')}: the same `clipling data pack` command finishes it", file=sys.stderr
+        )
 
 
 def _fits(index: ShardIndex, tar: Path) -> bool:

@@ -13,6 +13,7 @@ from clipling.data.arrow import parquet_files, saved_dataset
 from clipling.data.csvlines import SEPARATORS, header_of, read_lines, separator_of
 from clipling.data.folder import read_folder
 from clipling.data.jsonl import read_jsonl
+from clipling.data.packed import warn_of_a_part
 from clipling.data.pairs import Pairs
 from clipling.data.parquet import columns_of, read_tables
 from clipling.data.problems import Problems
@@ -221,6 +222,7 @@ def _in_folder(folder: Path) -> tuple[str, list[Path]]:
             return _kind(folder / name), [folder / name]
     tars = sorted(folder.glob("*.tar"))
     if tars:
+        warn_of_a_part(folder)
         return "tar", tars
     tables = saved_dataset(folder) or parquet_files(folder)
     return ("parquet", tables) if tables else ("folder", [folder])

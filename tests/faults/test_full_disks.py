@@ -54,7 +54,7 @@ def leftovers(folder) -> list:
     return [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_packing_onto_a_full_disk(tmp_path, fresh_cache, small):
+def test_packing_onto_a_full_disk(tmp_path, fresh_cache, small, capsys):
     from PIL import Image
 
     from tests.data.making import pixels
@@ -73,9 +73,12 @@ def test_packing_onto_a_full_disk(tmp_path, fresh_cache, small):
     done = sorted(path.name for path in (disk.place / "out").glob("*.tar"))
     assert 1 <= len(done) < 8
     assert 5 * len(done) - 5 <= len(open_pairs(str(disk.place / "out"))) <= 5 * len(done), "what is there is whole"
+    assert "holds a part of" in capsys.readouterr().err
     disk.grow("8m")
     again = pack(str(table), disk.place / "out", Options(), **settings)
     assert again["pairs"] == 40
+    assert len(open_pairs(str(disk.place / "out"))) == 40
+    assert "holds a part of" not in capsys.readouterr().err
     assert again["made_now"] < 8
     pack(str(table), tmp_path / "whole", Options(), **settings)
     for path in (tmp_path / "whole").glob("*"):
