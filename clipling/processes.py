@@ -63,13 +63,21 @@ class Watch:
     def until(self, ready: Callable[[], bool]) -> None:
         """Returns when `ready()`. Raises UserError when a process is lost before."""
         while not ready():
-            lost = next((f"process {r + 1} of {self.world} {why}" for r, other in self._others.items() if (why := other.lost())), None)
-            if lost is not None and not ready():  # it may have done its share, and gone, between the two looks
-                raise UserError(
-                    f"{lost} while {self.what} was being made in {self.folder.parent}. What is finished is kept: "
-                    "run the same command again, and it goes on from there."
-                )
-            time.sleep(POLL)
+            lost = self._lost()
+            if not lost:
+                time.sleep(POLL)
+                continue
+            if ready():  # it did its share, and went, between the two looks
+                return
+            raise UserError(
+                f"{lost} while {self.what} was being made in {self.folder.parent}. What is finished is kept: "
+                "run the same command again, and it goes on from there."
+            )
+
+    def _lost(self) -> str:
+        """Which process is lost and why; "" when none is."""
+        found = ((rank, other.lost()) for rank, other in self._others.items())
+        return next((f"process {rank + 1} of {self.world} {why}" for rank, why in found if why), "")
 
     def _path(self, rank: int) -> Path:
         return self.folder / f"alive-{rank}"

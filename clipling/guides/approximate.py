@@ -21,11 +21,12 @@ from clipling.guides.search import TILE, ExactSearch, Excluded, check_unit, marg
 from clipling.guides.table import save_arrays
 
 LEAST_ROWS = 40  # rows a cell: k-means wants no fewer
+CELLS = 2  # times the root of the number of rows: larger cells make larger matrix products, smaller ones are nearer
 TRAIN_ROWS = 40  # rows a cell from which the cells are learned
 ROUNDS = 10  # of k-means
-AIM = 0.96  # share of true neighbours that the cells looked through should hold, on a sample
+AIM = 0.95  # share of true neighbours that the cells looked through should hold, on a sample
 LEAST_PROBES, MOST_SHARE = 8, 4  # cells looked through: at least so many, at most one in so many
-PROBE_SAMPLE = 500
+PROBE_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def learn_cells(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence
     """Cells of unit rows [C, d], kept at `path` so that several processes have the same.
 
     As many cells are looked through as hold `AIM` of the k true neighbours of a sample of queries, within bounds.
-    Memory: 40 rows a cell in fp32, of about 4 sqrt(C) cells.
+    Memory: 40 rows a cell in fp32, of about 2 sqrt(C) cells.
     """
     faiss = _faiss()
     try:
@@ -57,7 +58,7 @@ def learn_cells(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence
     except Exception:  # absent, or damaged in one of many ways: it is made again
         pass
     check_unit(columns)
-    cells = max(1, min(int(4 * np.sqrt(len(columns))), len(columns) // LEAST_ROWS))
+    cells = max(1, min(int(CELLS * np.sqrt(len(columns))), len(columns) // LEAST_ROWS))
     centres = _centres(faiss, columns, cells)
     cell = np.concatenate([(part @ centres.T).argmax(dim=1).numpy() for part in _tiles(columns)]).astype(np.int32)
     most = min(cells, max(LEAST_PROBES, cells // MOST_SHARE))

@@ -123,9 +123,7 @@ def _scores(asked: Tensor, tiles: Iterable[Tensor], barred: Barred) -> Iterator[
     first, held = 0, None
     for columns in tiles:
         count = len(columns)
-        if count % GROUP:
-            columns = torch.nn.functional.pad(columns, (0, 0, 0, GROUP - count % GROUP))
-        width = len(columns)
+        width = -(-count // GROUP) * GROUP
         at_once = max(1, min(len(asked), SCORE_BYTES // (4 * width)))
         if held is None or held.numel() < at_once * width:
             held = torch.empty(at_once * width, device=asked.device)
@@ -134,7 +132,7 @@ def _scores(asked: Tensor, tiles: Iterable[Tensor], barred: Barred) -> Iterator[
         for start in range(0, len(asked), at_once):
             part = slice(start, min(start + at_once, len(asked)))
             scores = held[: (part.stop - start) * width].view(-1, width)
-            torch.mm(asked[part], columns.T, out=scores)
+            torch.mm(asked[part], columns.T, out=scores[:, :count])
             mine = (rows >= start) & (rows < part.stop)
             scores[rows[mine] - start, places[mine]] = -torch.inf
             scores[:, count:] = -torch.inf

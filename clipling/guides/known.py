@@ -30,8 +30,8 @@ class Known:
             other = [key for key, value in described[side].items() if bank.manifest[side].get(key) != value]
             if other:
                 raise UserError(
-                    f"the bank {bank.folder} was made with another {', '.join(f'{side} {key}' for key in other)}, so its features "
-                    "cannot be taken over. Give the encoders and the image size that it names, or build a bank without --update."
+                    f"the bank {bank.folder} was made with another {', '.join(f'{side} {key}' for key in other)}, so its features cannot "
+                    "be taken over. Give the encoders and the image size that it names, or build a bank without --update."
                 )
         place = {key: i for i, key in enumerate(bank.keys)}
         image = np.array([place.get(key, -1) for key in pairs.keys], dtype=np.int64)

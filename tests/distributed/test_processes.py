@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.guides.making import ToyImages, ToyTexts, files_of
 from tests.toy import toy_folder
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")]
+MORE = ("--batch", "16", "--epochs", "2")
 LOST = ("another one is lost", "process 2 of 2 died")
 
 
@@ -133,8 +135,6 @@ def evaluated(place: Path, tmp_path: Path, name: str, world: int, *more: object,
     work = call("eval", place / "student", "--data", place / "toy", "--out", tmp_path / name / "out", "--threads", "1", "--json", *more)
 
     def with_cache() -> int:
-        import os
-
         os.environ["CLIPLING_CACHE"] = str(cache)
         return work()
 
@@ -211,3 +211,26 @@ def test_a_bank_and_tables_of_more_pairs_are_brought_up_to_date(place, tmp_path)
         path.unlink()
     ends_well(launch(tmp_path, 1, call("neighbours", tmp_path / "new", *new)))  # anew, less the means that lie there
     assert files_of(tmp_path / "new" / "tables") == updated
+
+
+def test_a_guided_run_whose_bank_and_tables_the_processes_make_together(place, tmp_path):
+    settings = ("--set", "student.config=tiny_vit_32", "data.workers=0", "evaluation.log_every=1", "evaluation.every=2")
+    losses = {}
+    for world in (1, 2):
+        cache = tmp_path / f"cache-{world}"
+        run = tmp_path / str(world) / "run"
+        work = call(
+            "train", "ping", "--data", place / "toy", "--val", place / "val", "--out", run, "--threads", "1", "--json", *MORE, *settings
+        )
+
+        def with_cache(cache=cache, work=work) -> int:
+            os.environ["CLIPLING_CACHE"] = str(cache)
+            return work()
+
+        ends_well(launch(tmp_path / str(world), world, with_cache))
+        losses[world] = [
+            line["loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "train"
+        ]
+    assert len(losses[1]) >= 4
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
+    assert files_of(tmp_path / "cache-1" / "banks") == files_of(tmp_path / "cache-2" / "banks")
