@@ -19,7 +19,7 @@ DRAWS = 2000
 LEVEL = 0.9
 FEWEST = 4  # rungs: two inputs and a constant leave one to be wrong
 # Spread of mean recall@10 from seed to seed, as a share of recall times what is missed: about a tenth in benchmarks/results/ping_gain.json
-# (three seeds an arm: 0.05 to 0.14). A ladder of a handful of rungs cannot measure it.
+# (three seeds an arm: 0.03 to 0.15). A ladder of a handful of rungs cannot measure it.
 RUN_NOISE = 0.1
 # Of recall above chance, in pairs and in samples seen: what is expected before any run, and how far off that may be (a standard deviation).
 # Pairs of runs in benchmarks/results/ping_gain_tuning.json (1,500 and 5,000 pairs, 20 and 40 epochs) have 0.27 to 0.43.
