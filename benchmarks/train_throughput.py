@@ -198,9 +198,9 @@ def main() -> None:
     parser.add_argument(
         "--student", default=STUDENT, help="another one is added to the result (vit_xs_16: --batch 64 --steps 9 --rounds 3)"
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="to try it: one round of a few steps, nothing saved")

@@ -35,8 +35,8 @@ def verbs() -> dict[str, Callable[..., Any]]:
     return {
         "demo": clipling.demo,
         "data inspect": clipling.inspect,
-        "plan": clipling.plan,
         "data pack": clipling.pack,
+        "plan": clipling.plan,
         "train": clipling.train,
         "finetune": clipling.finetune,
         "distill": clipling.distill,

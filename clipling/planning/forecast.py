@@ -2,8 +2,9 @@
 
 Scaling laws of contrastive models are straight lines in logarithms: of the error (Cherti et al. 2023, arXiv 2212.07143), and, as small
 models have it, of recall itself. Which of them holds is not known beforehand, and they part where one extrapolates, so all of `FORMS` are
-fitted, in the number of pairs and in samples seen (two inputs, as in Hoffmann et al. 2022, arXiv 2203.15556), and the interval
-is over the forms, over the held-out pairs (bootstrap) and over what a run with another seed would have given.
+fitted to what recall exceeds chance, in the number of pairs and in samples seen (two inputs, as in Hoffmann et al. 2022, arXiv 2203.15556).
+Each run counts by its precision; the interval is over the forms, over the held-out pairs (bootstrap) and over what a run with another
+seed would have given. Runs near chance say little, so there is a weak expectation of the exponents (`EXPONENT`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ DRAWS = 2000
 LEVEL = 0.9
 FEWEST = 4  # rungs: two inputs and a constant leave one to be wrong
 # Spread of mean recall@10 from seed to seed, as a share of recall times what is missed: about a tenth in benchmarks/results/ping_gain.json
-# (three seeds an arm: 0.05 to 0.14). A ladder of a handful of rungs cannot measure it.
+# (three seeds an arm: 0.03 to 0.15). A ladder of a handful of rungs cannot measure it.
 RUN_NOISE = 0.1
+# Of recall above chance, in pairs and in samples seen: what is expected before any run, and how far off that may be (a standard deviation).
+# Pairs of runs in benchmarks/results/ping_gain_tuning.json (1,500 and 5,000 pairs, 20 and 40 epochs) have 0.27 to 0.43.
+EXPONENT, EXPONENT_SPREAD = 0.5, 0.5
 WIDE = 4.0  # high over low, above which a forecast decides nothing
 EDGE = 1e-4  # recalls are kept this far from 0 and 1
+CENTRE = (math.log(1000), math.log(20_000))  # inputs are counted from here, for the sake of numbers alone
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,19 @@ def forecast(rungs: Sequence[Rung], pairs: float, samples: float, chance: float 
     if len(rungs) < FEWEST:
         raise ValueError(f"{len(rungs)} pilots; a forecast needs {FEWEST}")
     rng = np.random.default_rng(seed)
-    recall = np.stack([np.clip(rung.recall, EDGE, 1 - EDGE) for rung in rungs])  # [rungs, 1 + B]
+    recall = np.stack([rung.recall for rung in rungs])  # [rungs, 1 + B]
+    spread = recall[:, 1:].std(axis=1)
+    above = (recall - chance) / (1 - chance)
+    # A run at chance is known to be low, not how low: no lower than half of its own spread.
+    above = np.clip(above, np.maximum(spread / 2, EDGE)[:, None], 1 - EDGE)
     inputs = design([rung.pairs for rung in rungs], [rung.samples for rung in rungs])
     target = design([pairs], [samples])[0]
-    drawn = np.concatenate([_drawn(form, recall, inputs, target, rng) for form in FORMS])
-    made = Forecast(np.clip(drawn, 0.0, 1.0))
+    drawn, misfit = zip(*(_drawn(form, above, spread, inputs, target, rng) for form in FORMS), strict=True)
+    # Forms count by how well they fit the pilots: the likelihood of normal errors.
+    shares = np.exp(-0.5 * (np.array(misfit) - min(misfit)))
+    counts = np.round(len(FORMS) * DRAWS * shares / shares.sum()).astype(int)
+    mixed = np.concatenate([rng.choice(one, size) for one, size in zip(drawn, counts, strict=True)])
+    made = Forecast(np.clip(chance + (1 - chance) * mixed, 0.0, 1.0))
     longest = recall[int(np.argmax([rung.samples for rung in rungs]))]
     return Forecast(made.draws, doubts(made, longest, chance))
 
@@ -110,19 +123,38 @@ def design(pairs: Sequence[float], samples: Sequence[float]) -> np.ndarray:
     return np.stack([np.ones(len(pairs)), np.log(pairs), np.log(samples)], axis=1)
 
 
-def _drawn(form: Form, recall: np.ndarray, inputs: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[B] recalls at the target: a fit to every resampling, and the scatter of single runs around the line."""
-    solve = np.linalg.pinv(inputs)
-    y = form.link(recall)
-    at_target = target @ (solve @ y)[:, 1:]
-    freedom = len(inputs) - np.linalg.matrix_rank(inputs)
-    residual = y[:, 0] - inputs @ (solve @ y[:, 0])
-    measured = math.sqrt(float(residual @ residual) / freedom) if freedom else 0.0
-    usual = float(np.mean(form.slope(recall[:, 0]) * RUN_NOISE * recall[:, 0] * (1 - recall[:, 0])))
-    # Scatter of the new run, and of the line through noisy rungs: the further away, the more.
-    around = math.sqrt(1 + float(np.square(target @ solve).sum()))
-    noise = rng.standard_t(freedom, at_target.shape) if freedom and measured > usual else rng.standard_normal(at_target.shape)
-    return form.inverse(at_target + max(measured, usual) * around * noise)
+def _drawn(
+    form: Form, above: np.ndarray, spread: np.ndarray, inputs: np.ndarray, target: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """[B] recalls above chance at the target: a weighted fit to every resampling, and the scatter of single runs around the line.
+
+    And how badly the form fits: the sum of squared residuals, in units of what they are expected to be.
+    """
+    slope, whole = form.slope(above[:, 0]), above[:, 0]
+    runs = slope * RUN_NOISE * whole * (1 - whole)
+    level = float(np.average(slope * whole, weights=whole))  # what an exponent of 1 is in units of the link
+    precision = np.concatenate([1 / np.hypot(slope * spread, runs), np.full(2, 1 / (EXPONENT_SPREAD * level))])
+    expected = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    rows = np.concatenate([inputs - [0.0, *CENTRE], expected])
+    y = np.concatenate([form.link(above), np.full((2, above.shape[1]), EXPONENT * level)])
+    solve = np.linalg.pinv(rows * precision[:, None]) * precision
+    place = (target - [0.0, *CENTRE]) @ solve
+    off = (y[:, 0] - rows @ (solve @ y[:, 0])) * precision
+    residual = off[: len(whole)]
+    worse = max(1.0, math.sqrt(float(residual @ residual) / max(1, len(whole) - 3)))
+    fitted = place @ y[:, 1:]
+    doubt = math.hypot(
+        float(np.linalg.norm(place[: len(whole)] * runs)), float(np.linalg.norm(place[len(whole) :]) * EXPONENT_SPREAD * level)
+    )
+    line = form.inverse(fitted + worse * doubt * rng.standard_normal(fitted.shape))
+    held_out = float(np.median(whole * (1 - whole) / np.maximum(spread, EDGE) ** 2))
+    return _one_run(np.clip(line, EDGE, 1 - EDGE), held_out, rng), float(off @ off)
+
+
+def _one_run(recall: np.ndarray, held_out: float, rng: np.random.Generator) -> np.ndarray:
+    """What single runs measure whose expectation is `recall`: seeds, and as many held-out pairs as make the pilots' spread."""
+    noise = np.hypot(RUN_NOISE * recall * (1 - recall), np.sqrt(recall * (1 - recall) / held_out))
+    return np.clip(recall + noise * rng.standard_normal(recall.shape), 0.0, 1.0)
 
 
 def doubts(made: Forecast, longest: np.ndarray, chance: float) -> str:

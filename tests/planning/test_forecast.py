@@ -13,15 +13,15 @@ LADDER = [(256, 5120), (768, 15360), (1536, 7680), (1536, 15360), (1536, 30720)]
 VAL = 1000
 
 
-def world(form, seed, noise=0.1, val=VAL, level=0.02):
+def world(form, seed, noise=0.1, val=VAL, level=0.02, exponents=(0.25, 0.3), chance=0.0):
     """Rungs of a world whose recall follows `form`, with noise of runs and of held-out pairs; and the truth at 20 times the samples."""
     rng = np.random.default_rng(seed)
     at = form.link(np.array([level]))[0]
-    slope_pairs, slope_samples = (form.slope(np.array([0.05]))[0] * 0.05 * s for s in (0.25, 0.3))
+    slope_pairs, slope_samples = (form.slope(np.array([0.05]))[0] * 0.05 * s for s in exponents)
     true = lambda pairs, samples: form.inverse(at + slope_pairs * np.log(pairs / 256) + slope_samples * np.log(samples / 5120))  # noqa: E731
 
     def run(pairs, samples):
-        recall = float(np.clip(true(pairs, samples), 1e-3, 0.999))
+        recall = chance + (1 - chance) * float(np.clip(true(pairs, samples), 1e-3, 0.999))
         recall = np.clip(recall + noise * recall * (1 - recall) * rng.standard_normal(), 1e-3, 0.999)
         return (rng.random(val) < recall).astype(float)
 
@@ -35,14 +35,31 @@ def world(form, seed, noise=0.1, val=VAL, level=0.02):
 @pytest.mark.parametrize("form", FORMS, ids=[form.name for form in FORMS])
 def test_the_interval_holds_the_truth_whatever_the_law(form):
     inside, width = 0, []
-    for seed in range(60):
+    for seed in range(40):
         rungs, truth = world(form, seed)
         found = forecast(rungs, 5632, 112640)
         low, high = found.interval()
         inside += low <= truth <= high
         width.append(high / max(low, 1e-3))
-    assert inside >= 48, f"{inside} of 60"
+    assert inside >= 32, f"{inside} of 40"
     assert np.median(width) < 6, "an interval that holds everything says nothing"
+
+
+@pytest.mark.parametrize(("exponents", "least", "middle"), [((0.4, 0.5), 32, 0.5), ((0.7, 0.8), 26, 0.3), ((0.1, 0.9), 32, 0.5)])
+def test_small_pilots_near_chance_are_enough_for_an_interval_that_holds(exponents, least, middle):
+    """As on Flickr8k: chance is 1 %, the longest pilot has 2 or 3, and what counts is what exceeds chance.
+
+    Where recall rises more steeply than is expected the interval holds less often than the 90 % that it states, and its middle is low.
+    """
+    inside, ratios = 0, []
+    for seed in range(40):
+        rungs, truth = world(FORMS[0], seed, level=0.001, exponents=exponents, chance=0.01)
+        found = forecast(rungs, 5632, 112640, chance=0.01)
+        low, high = found.interval()
+        inside += low <= truth <= high
+        ratios.append(found.value / truth)
+    assert inside >= least, f"{inside} of 40"
+    assert middle < np.median(ratios) < 2, f"the middle of the forecast is off by {np.median(ratios):.2f}"
 
 
 def test_a_ladder_that_knows_nothing_says_so():
@@ -53,8 +70,9 @@ def test_a_ladder_that_knows_nothing_says_so():
 
 
 def test_a_wide_interval_says_so():
-    rungs, _ = world(FORMS[0], 3, val=60, noise=0.8)
-    assert "decides nothing" in forecast(rungs, 10**8, 10**10).why
+    rungs, _ = world(FORMS[0], 3)
+    assert forecast(rungs, 5632, 112640).why == ""
+    assert "decides nothing" in forecast(rungs, 10**9, 10**12).why
 
 
 def test_too_few_pilots_are_refused():

