@@ -19,6 +19,9 @@ def made_of(summary: Mapping[str, Any], recipe: Recipe, config: Mapping[str, Any
     rows = [("student", named + layout if layout else named.removesuffix(": "))]
     rows.append(("parameters", f"{sizes['total_without_token_rows']:,} without token rows ({sizes['total']:,} with)"))
     rows += borrowed(recipe, summary.get("about", {}).get("teachers", {}), sizes["total_without_token_rows"])
+    stored = summary.get("about", {}).get("stored_teachers")
+    if stored:
+        rows.append(("teachers", f"{len(stored)}, whose answers are stored beside the pairs"))
     texts = summary.get("about", {}).get("texts")
     if texts:
         rows.append(("texts", f"{texts['trained_on']:,} that belong to no photo, of `{short(recipe.data.texts or '')}`"))
