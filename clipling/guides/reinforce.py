@@ -125,7 +125,7 @@ def _begin(out: Path, now: dict[str, Any]) -> None:
     path = out / MANIFEST
     if path.is_file():
         before = read_json(path)
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        changed = sorted(key for key in {*before, *now} - {"licences"} if before.get(key) != now.get(key))
         if changed:
             raise UserError(
                 f"{out} was begun with other {', '.join(changed)}. Give the same source, teachers and flags to go on, or another --out."
