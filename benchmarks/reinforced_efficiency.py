@@ -167,7 +167,7 @@ def run_one(arm: str, seed: int, size: Size) -> None:
 
 def tune(name: str, size: Size) -> None:
     """One setting of the reinforced arm: on five sixths of the pairs that are not val, measured on the others."""
-    folder = RUNS / "reinforced_efficiency" / "tuning"
+    folder = size.folder / "tuning"
     parts = {"train": folder / "train.tar", "val": folder / "val.tar"}
     if not parts["val"].is_file():
         from clipling.data.source import open_pairs

@@ -90,7 +90,7 @@ def model_card(
         chosen=recipe.evaluation.best != "last",
         opened=how_to_open(config or {}),
         licences=dict(licences),
-        taught=STARTED if recipe.teachers or recipe.student.init or recipe.student.inherit else FROZEN,
+        taught=STARTED if recipe.teachers or recipe.reinforced or recipe.student.init or recipe.student.inherit else FROZEN,
         restricted=", ".join(f"`{name}`" for name in restricted),
     )
 

@@ -21,6 +21,9 @@ def made_of(summary: Mapping[str, Any], recipe: Recipe, config: Mapping[str, Any
     whole = f"{saved:,} with" if saved == trained else f"{trained:,} with those that were trained, {saved:,} with all that are saved"
     rows.append(("parameters", f"{sizes['total_without_token_rows']:,} without token rows ({whole})"))
     rows += borrowed(recipe, summary.get("about", {}).get("teachers", {}), sizes["total_without_token_rows"])
+    stored = summary.get("about", {}).get("stored_teachers")
+    if stored:
+        rows.append(("teachers", f"{len(stored)}, whose answers are stored beside the pairs"))
     texts = summary.get("about", {}).get("texts")
     if texts:
         rows.append(("texts", f"{texts['trained_on']:,} that belong to no photo, of `{short(recipe.data.texts or '')}`"))

@@ -14,7 +14,7 @@ from clipling.card import model_card
 from clipling.card_rows import before_training, short
 from clipling.engine.trainer import Job, State
 from clipling.models.hub import save_student
-from clipling.models.licences import licences_of
+from clipling.models.licences import UNKNOWN, licences_of, read
 from clipling.store import write_json
 
 
@@ -56,7 +56,8 @@ def about(job: Job) -> dict[str, Any]:
 
     unit: pairs or photos; latest_within_noise: the kept checkpoint is the latest within one standard error of the highest; before: what
     the values at step 0 are called; best_by, patience: of the evaluation; watch: the sizes of watched sets; texts: how many texts
-    agreement is measured on, and whether they were kept away from training; teachers: parameters without token rows by the recipe's names.
+    agreement is measured on, and whether they were kept away from training; teachers: parameters without token rows by the recipe's names;
+    stored_teachers: names of those whose answers lie beside the pairs.
     """
     recipe, opened = job.recipe, job.opened
     found: dict[str, Any] = {"unit": unit(recipe), "before": before_training(recipe), "best_by": recipe.evaluation.best}
@@ -69,6 +70,8 @@ def about(job: Job) -> dict[str, Any]:
     if recipe.data.bare and recipe.data.texts:
         texts = {"count": len(set(opened.val.captions)), "held_out": texts_held_out(opened.train, opened.val)}
         found["texts"] = {**texts, "trained_on": len(set(opened.train.captions))}
+    if opened.knowledge is not None:
+        found["stored_teachers"] = [teacher.name for teacher in opened.knowledge.teachers]
     if job.teacher_sizes:
         found["teachers"] = dict(job.teacher_sizes)
     return found
@@ -88,4 +91,9 @@ def licences_of_run(job: Job) -> tuple[dict[str, str], list[str]]:
         for name, licence in licences_of(spec).items():
             licences[short(name)] = licence.text
             restricted += [short(name)] if licence.restricted else []
+    if job.opened.knowledge is not None:
+        stored = job.opened.knowledge
+        found = stored.licences or {f"stored teacher {teacher.name}": UNKNOWN for teacher in stored.teachers}
+        licences |= found
+        restricted += [name for name, text in found.items() if read(text).restricted]
     return licences, list(dict.fromkeys(restricted))

@@ -7,6 +7,7 @@ python examples/train_mobileclip2.py runs/source runs/mobileclip2 "[70.0, 60.0]"
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import clipling
 
@@ -14,7 +15,7 @@ import clipling
 def main(source: str, out: str = "runs/example-mobileclip2", scales: str = "null", *settings: str) -> None:
     options = f"objective.reinforced.options={{captions: both, scales: {scales}}}"
     weight = "objective.reinforced.weight={clip: 0.25, distill: 0.75}"
-    made = clipling.train("mobileclip2", data=source, out=out, set=(options, weight, *settings), resume=True)
+    made = clipling.train("mobileclip2", data=source, out=Path(out), set=(options, weight, *settings), resume=True)
     print({name: f"{100 * value:.1f} %" for name, value in made["val"].items() if name.endswith("@10")})
 
 

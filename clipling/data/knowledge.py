@@ -16,10 +16,11 @@ from clipling.data import draw
 from clipling.data.pairs import Location, Pairs, normalise_caption
 from clipling.data.problems import Problems
 from clipling.data.reinforced import FormatError, Sample, TeacherInfo, read_sample
-from clipling.data.shard_files import refuse_damaged
+from clipling.data.shard_files import MANIFEST, refuse_damaged
 from clipling.data.shards import members_of
 from clipling.data.stored_rows import Records, StoredRows, places_in_npz
 from clipling.errors import UserError
+from clipling.store import read_json
 
 CHANGED = ("refuse", "rescale")
 
@@ -29,6 +30,7 @@ class Knowledge:
 
     teachers: in the order of their columns. records: of all pairs, those of pair i are record_offsets[i] ... record_offsets[i + 1].
     texts [S]: synthetic captions that were asked for, those of pair i are text_offsets[i] ... text_offsets[i + 1]; origins [S] of each.
+    licences: of the teachers' weights, by name, where the generator's manifest still lies beside the tars.
     rescaled: how many pairs have records that were rescaled, because their picture was resized. unverified: how many have no hash.
     """
 
@@ -43,6 +45,7 @@ class Knowledge:
             raise UserError(f"reinforced.changed = {changed!r}: expected {' or '.join(CHANGED)}")
         self.teachers = list(teachers)
         self.records = Records()
+        self.licences: dict[str, str] = {}
         self.texts: list[str] = []
         self.origins: list[str] = []
         self.changed, self.rescaled, self.unverified = changed, 0, 0
@@ -59,6 +62,8 @@ class Knowledge:
             by_shard.setdefault(location.path, []).append(i)
         found: list[tuple[Sample, dict[str, int]] | None] = [None] * len(pairs)
         bad = Problems(pairs.name)
+        for folder in dict.fromkeys(Path(path).parent for path in by_shard):
+            self._note_licences(folder)
         for path, rows in by_shard.items():
             self._read_shard(Path(path), rows, pairs, found, bad)
         if len(bad):
@@ -189,6 +194,11 @@ class Knowledge:
                 made[i].append(first + number)
         return made
 
+    def _note_licences(self, folder: Path) -> None:
+        """What the generator wrote of the teachers' licences, if these tars still lie beside it."""
+        if (folder / MANIFEST).is_file():
+            self.licences |= {str(name): str(text) for name, text in read_json(folder / MANIFEST).get("licences", {}).items()}
+
     def describe(self) -> dict:
         """For `guides.json` of a run."""
         counts = {origin: self.origins.count(origin) for origin in dict.fromkeys(self.origins)}
@@ -199,6 +209,7 @@ class Knowledge:
             "storage": str(self.dtype),
             "rescaled_pairs": self.rescaled,
             "pairs_without_a_hash": self.unverified,
+            "licences": self.licences,
         }
 
 

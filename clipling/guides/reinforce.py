@@ -68,6 +68,7 @@ def reinforce(
     captions: Captions,
     settings: Settings,
     *,
+    licences: Mapping[str, str] | None = None,
     check: bool = False,
     rank: int = 0,
     world: int = 1,
@@ -75,11 +76,12 @@ def reinforce(
 ) -> dict[str, Any]:
     """Makes the shards in `out` that are not there; returns what there is: shards made and found, bytes, errors of storing, captions.
 
-    check: read all shards that are there and make those again whose checksum is not the one that was written. rank, world: this process
-    makes every `world`-th shard. Raises UserError when `out` holds something else, or was begun with other pairs, teachers or settings.
+    licences: of the teachers' weights, for the cards of the students. check: read all shards that are there and make those again whose
+    checksum is not the one that was written. rank, world: this process makes every `world`-th shard. Raises UserError when `out` holds
+    something else, or was begun with other pairs, teachers or settings.
     """
     progress = progress or silent
-    _begin(out, plan(pairs, teachers, captions, settings))
+    _begin(out, plan(pairs, teachers, captions, settings) | {"licences": dict(licences or {})})
     if world == 1:  # others might be writing it just now
         _remove(out, MANIFEST)
     count = -(-len(pairs) // settings.shard)
@@ -123,7 +125,7 @@ def _begin(out: Path, now: dict[str, Any]) -> None:
     path = out / MANIFEST
     if path.is_file():
         before = read_json(path)
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        changed = sorted(key for key in {*before, *now} - {"licences"} if before.get(key) != now.get(key))
         if changed:
             raise UserError(
                 f"{out} was begun with other {', '.join(changed)}. Give the same source, teachers and flags to go on, or another --out."

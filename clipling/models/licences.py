@@ -50,12 +50,12 @@ def _of_folder(folder: Path) -> dict[str, Licence]:
     for summary in beside:
         taught = _of_run(summary) if summary.is_file() else None
         if taught is not None:
-            return {name: _read(text) for name, text in taught.items()}
+            return {name: read(text) for name, text in taught.items()}
     metadata = _front_matter(folder / "README.md")
     if isinstance(metadata.get("taught_by"), dict):  # a model card of ours
-        return {str(name): _read(str(text)) for name, text in metadata["taught_by"].items()}
+        return {str(name): read(str(text)) for name, text in metadata["taught_by"].items()}
     stated = _stated(metadata)
-    return {folder.name: _read(stated) if stated else Licence(UNKNOWN, None)}
+    return {folder.name: read(stated) if stated else Licence(UNKNOWN, None)}
 
 
 def _of_run(summary: Path) -> dict[str, str] | None:
@@ -79,7 +79,8 @@ def _stated(metadata: dict) -> str:
     return str(stated) if stated else ""
 
 
-def _read(text: str) -> Licence:
+def read(text: str) -> Licence:
+    """The licence that a text of ours or of a model card states."""
     if text.startswith((UNKNOWN, PUBLISHER)):
         return Licence(text, None)
     names = {name.strip().split(" ")[0].lower() for name in text.split(",")}

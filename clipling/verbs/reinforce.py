@@ -55,6 +55,7 @@ def reinforce(
     """
     import os
 
+    from clipling.card_rows import short
     from clipling.data.source import open_pairs
     from clipling.data.views import Augment
     from clipling.guides.captions import Captions, captioner
@@ -63,6 +64,7 @@ def reinforce(
     from clipling.guides.reinforce import reinforce as make
     from clipling.guides.teacher import gate as pass_gate
     from clipling.models.hub import open_student
+    from clipling.models.licences import licences_of
     from clipling.run import threads as set_threads
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -78,7 +80,8 @@ def reinforce(
     for (name, model), spec in zip(models.items(), teacher, strict=True):
         if gate == "on" and not begun and rank == 0:
             _passes(pass_gate, name, model, pairs, spec)
-    made = make(pairs, out, models, asked, settings, check=check, rank=rank, world=world, progress=progress)
+    licences = {short(name): found.text for spec in teacher for name, found in licences_of(spec).items()}
+    made = make(pairs, out, models, asked, settings, licences=licences, check=check, rank=rank, world=world, progress=progress)
     return {"out": str(out), **made}
 
 

@@ -82,6 +82,20 @@ def test_a_stored_teacher_teaches_as_the_live_one(folder, tmp_path):
         torch.testing.assert_close(others[name], gradient, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("captions", ["both", "mix"])
+def test_gradient_caching_changes_nothing(folder, tmp_path, captions):
+    found = []
+    for micro_batch in (None, 3):
+        changes = {"objective.reinforced.options": {"captions": captions}, "objective.reinforced.weight": {"clip": 0.5, "distill": 1.0}}
+        job = make_job(small(folder, **changes), tmp_path, Runtime(), quiet=True)
+        result = Stepper(job.student, job.objective, job.make_batch, Runtime(), 0, micro_batch)(job.batches[2], measure=False)
+        found.append((float(result.loss), {n: p.grad for n, p in job.student.named_parameters() if p.grad is not None}))
+    (loss, gradients), (other, others) = found
+    assert loss == pytest.approx(other, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, atol=1e-5, rtol=1e-3)
+
+
 def test_a_whole_run_learns_and_a_resumed_one_ends_in_the_same_bits(folder, tmp_path):
     recipe = small(folder, **{"stages.0.epochs": 8, "stages.0.learning_rate": 2e-3})
     train(recipe, tmp_path / "whole", quiet=True)

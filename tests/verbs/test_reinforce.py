@@ -38,7 +38,13 @@ def test_from_pairs_to_a_trained_student(folder, capsys):
     assert 0.99999 > found["errors"]["image"]["lowest_cosine"] > 0.999
     train = ["train", "mobileclip", "--smoke", "--data", str(folder / "out"), "--out", str(folder / "run"), "--json"]
     assert main(train) == 0
-    assert json.loads((folder / "run" / "knowledge.json").read_text())["storage"] == "int8"
+    said = json.loads((folder / "run" / "knowledge.json").read_text())
+    assert said["storage"] == "int8"
+    assert said["licences"].keys() == {"one", "two"}
+    card = (folder / "run" / "model" / "README.md").read_text()
+    assert "`one`: not stated" in card
+    assert "| teachers | 2, whose answers are stored beside the pairs |" in card
+    assert "Models that taught this one" in card
 
 
 @pytest.mark.parametrize(
