@@ -144,8 +144,11 @@ def describe(model: str) -> tuple[str, str]:
 def budget(model: str, student: Student) -> dict[str, float]:
     sizes = student.sizes()
     made: dict[str, float] = {"parameters": sizes["total"], "parameters_without_token_rows": sizes["total_without_token_rows"]}
+    stages = (
+        [read_json(path) for path in sorted(Path(model).glob("stage-*/summary.json"))] if (Path(model) / "compress.json").is_file() else []
+    )
     summary = Path(model) / "summary.json"
-    if summary.is_file():
-        content = read_json(summary)
-        made |= {"samples_seen": content["samples_seen"], "seconds": content["seconds"]}
+    for content in [read_json(summary)] if summary.is_file() else stages:  # a compression's stages add up
+        for key in ("samples_seen", "seconds"):
+            made[key] = made.get(key, 0) + content[key]
     return made

@@ -116,7 +116,7 @@ def _opened(model: str) -> Subject | Exported:
 
 
 def _pictures(spec: str, columns: dict[str, str | None]) -> Dataset:
-    pairs = open_pairs(spec, captions_optional=True, **columns)
+    pairs = open_pairs(spec, captions_optional=True, max_bad=1.0, **columns)  # what cannot be read is left out, counted and listed
     return Dataset(spec, pairs, spec)
 
 

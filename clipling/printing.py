@@ -237,6 +237,10 @@ def _compress(result: Mapping[str, Any]) -> str:
         times = [f"{row[key]:.1f}" for key in ("image_ms", "text_ms")]
         rows.append([row["name"], *sizes, *times, *recalls, percent(row["mean_recall"]), f"{100 * row['relative_recall']:.0f} %"])
     pairs, model = result["val_pairs"], result["model"]
+    levels = [_level(k, pairs) for k in (1, 5, 10)]
+    guessed, best = sum(levels) / 3, result["rows"][0]["mean_recall"]
+    by_chance = [*(percent(_level(k, pairs)) for _ in ("i2t", "t2i") for k in (1, 10)), percent(guessed), f"{100 * guessed / best:.0f} %"]
+    rows.append(["chance", *[""] * 6, *by_chance])
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
     said = (
         f"On {pairs} pairs held out. size: parameters without token rows, of the teacher's; asked: what --to asks for;\n"
@@ -264,6 +268,12 @@ def _reinforce(result: Mapping[str, Any]) -> str:
     rows = [[name, f"{found['largest']:.1e}", f"{found['lowest_cosine']:.6f}"] for name, found in result["errors"].items()]
     shown = table(["stored embeddings of", "largest error", "lowest cosine"], rows)
     return "\n".join([*said, "", shown, "", f"next:  clipling train mobileclip --data {result['out']} --out RUN"])
+
+
+def _level(k: int, pairs: int) -> float:
+    from clipling.evals.chance import chance
+
+    return chance(f"recall@{k}", pairs) or 0.0
 
 
 def _seeds(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clipling.data.pairs import Location, Row
@@ -12,8 +12,9 @@ from clipling.data.reading import IMAGE_SUFFIXES, Options, Reading, clean_captio
 from clipling.errors import UserError
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, file names) of a tree in sorted order; hidden files and folders are passed over, links are followed."""
+def walk(folder: Path, follow: Callable[[str], bool] = lambda path: True) -> Iterator[tuple[str, list[str]]]:
+    """(folder, file names) of a tree in sorted order; hidden files and folders are passed over, links are followed where `follow`
+    says so."""
     seen = set()
     for base, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(base)
@@ -21,7 +22,8 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
             folders.clear()  # a link back into the tree
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        shown = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        folders[:] = [name for name in shown if not os.path.islink(path := os.path.join(base, name)) or follow(path)]
         yield base, sorted(name for name in files if not name.startswith("."))
 
 

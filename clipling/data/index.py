@@ -81,6 +81,8 @@ def examine(rows: Sequence[Row], problems: Iterable[Problem], name: str, known: 
 
 def _look(row: Row) -> str | Problem:
     try:
+        if os.path.exists(row.location.path) and not os.path.isfile(row.location.path):  # reading a pipe would wait for ever
+            return Problem("unreadable image", row.key, f"{row.location.path} is no plain file")
         data = row.location.read()
         verify(data)
         return hash_bytes(data)

@@ -71,7 +71,7 @@ class Problems:
             f"{self.name or 'the source'}: {len(self)} of {total} rows cannot be used ({share:.0%}; allowed are {most:.0%}): "
             f"{self.summary()}.\nThe first of them:\n{self.first()}\n"
             f"All are listed in {self.list_file()}.\n"
-            "Mend these rows first. To train without them, allow a larger share: --set data.max_bad=0.5 (of clipling train)."
+            "Mend these rows first. A training goes on without them where a larger share is allowed: --set data.max_bad=0.5"
         )
 
     def list_file(self) -> Path:

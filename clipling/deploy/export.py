@@ -29,6 +29,10 @@ GATE = "gate.json"
 KIT = "kit"
 
 
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 @dataclass(frozen=True)
 class Smaller:
     """What is asked for beside fp32: precisions (int8, fp16), the sources they are measured on, and what they may lose."""
@@ -43,7 +47,7 @@ class Smaller:
         """Adds the graphs to an exported folder and returns what was measured; UserError when one does not pass its gate."""
         thresholds = Thresholds(drop=self.drop, mean_cosine=self.mean_cosine)
         samples = take(read_manifest(folder).image, self.data, self.labelled)
-        found = add_precisions(folder, self.precisions, samples, thresholds, say=lambda line: print(line, file=sys.stderr, flush=True))
+        found = add_precisions(folder, self.precisions, samples, thresholds, say=say)
         return [finding.content() for finding in found]
 
 
@@ -53,6 +57,7 @@ def export_model(model: str, out: Path, *, overwrite: bool = False, smaller: Sma
     smaller: graphs that are added then. When they do not pass, UserError is raised and the fp32 export stays.
     """
     check_place(out, overwrite)
+    say("exporting both towers to ONNX and comparing them with torch: about half a minute of one core")
     made = export(open_student(model), out, name=model_name(model), overwrite=overwrite, card=find_card(model))
     if smaller is None:
         return made

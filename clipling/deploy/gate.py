@@ -35,6 +35,10 @@ class Thresholds:
         if not 0 <= self.drop <= 1 or self.k < 1:
             raise UserError(f"drop is {self.drop} and k is {self.k}; expected a fraction, such as 0.01, and a number from 1 on")
 
+    def blind(self, drops: Mapping[str, Drop]) -> bool:
+        """Whether none of the drops can tell a good graph from a bad one."""
+        return not any(value.tells(self.allowed(value.queries)) for value in drops.values())
+
     def allowed(self, queries: int) -> float:
         """The drop that is allowed over so many queries."""
         return max(self.drop, 1 / queries) if queries else self.drop
@@ -105,10 +109,10 @@ def note(finding: Finding) -> str:
     """One sentence on how much the numbers say."""
     if not finding.drops:
         return f"Quality on your data was not measured: cosine on {finding.origin} alone. Add --data SRC for recall or accuracy."
-    if not any(value.tells for value in finding.drops.values()):
+    if finding.thresholds.blind(finding.drops):
         reached = ", ".join(f"{name} {100 * v.reference:.1f} % (chance {100 * v.chance:.1f} %)" for name, v in finding.drops.items())
         return (
-            f"The gate cannot judge quality here: the fp32 model itself is not above chance on {finding.origin}: {reached}. "
+            f"The gate cannot judge quality here: the fp32 model itself is hardly above chance on {finding.origin}: {reached}. "
             "It was let through by its cosines alone. Measure on data that the model can do something with."
         )
     widest = max(finding.drops.values(), key=lambda value: value.high)

@@ -64,7 +64,9 @@ def latency(
             raise UserError(f"--{name} is {list(values)}; expected numbers from 1 on")
     for name in references:
         reference_config(name)  # a mistyped name is told before the first export
-    arms = [arm for model in models for arm in arms_of(model)] + [arm for name in references for arm in reference_arms(name)]
+    arms = [arm for model, name in zip(models, labels(models)) for arm in arms_of(model, name)] + [
+        arm for name in references for arm in reference_arms(name)
+    ]
     flops = {model: gflops(folder) for model, folder in {a.model: a.spec["folder"] for a in arms if a.backend == "onnx"}.items()}
     rows = [row for count in threads for row in measured(arms, count, batches, rounds)]
     for row in rows:
@@ -103,15 +105,27 @@ def int8_against_fp32(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [f"int8 over fp32 in this table, in images or texts a second: {', '.join(said)} times. {why}"]
 
 
-def arms_of(model: str) -> list[Arm]:
-    """The graphs of an exported folder, or a model in torch."""
-    folder = Path(model)
+def labels(models: Sequence[str]) -> list[str]:
+    """What models are called: the last part of a folder, or as many parts as tell them apart."""
+    places = [Path(model.removeprefix("local-dir:")) for model in models]
+    parts = [(place.resolve() if place.exists() else place).parts for place in places]
+    short = ["/".join(p[-1:] if (place / NAME).is_file() else p[-2:]) for p, place in zip(parts, places)]
+    for count in range(2, max(map(len, parts), default=0) + 1):
+        short = [name if short.count(name) == 1 else "/".join(p[-count:]) for name, p in zip(short, parts)]
+    if len(set(short)) < len(short):
+        raise UserError(f"latency is given one model twice: {max(short, key=short.count)}. Give every model once")
+    return short
+
+
+def arms_of(model: str, name: str | None = None) -> list[Arm]:
+    """The graphs of an exported folder, or a model in torch. UserError for a folder without the fp32 graphs, or none of both towers."""
+    folder, name = Path(model), name or labels([model])[0]
     if (folder / NAME).is_file():
         manifest = read_manifest(folder)
         both = [p for p in manifest.image.files if p in manifest.text.files]
-        name = folder.resolve().name
+        if "fp32" not in both:
+            raise UserError(f"{folder} has no fp32 graphs of both towers, which the others are compared with. Export the model again")
         return [Arm(name, "onnx", p, {"backend": "onnx", "folder": str(folder), "precision": p}) for p in both]
-    name = "/".join(Path(model.removeprefix("local-dir:")).parts[-2:])
     return [Arm(name, "torch", "fp32", {"backend": "torch", "model": model})]
 
 

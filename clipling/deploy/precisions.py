@@ -119,7 +119,7 @@ class Trial:
             lost = drops(self.samples, Embedded(**(self.accepted | found)), Embedded(**self.reference), self.thresholds.k)
         close = cosine(here, there)
         other = self.files["text" if side == "image" else "image"]
-        blind = not any(value.tells for value in lost.values()) if measured else not (self.samples.retrieval or self.samples.labelled)
+        blind = self.thresholds.blind(lost) if measured else not (self.samples.retrieval or self.samples.labelled)
         failed = judge(close, lost, self.thresholds, blind)
         return Finding(file, self.fp32(side), other, self.samples.origin, close, lost, self.thresholds, failed, settings)
 

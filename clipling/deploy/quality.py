@@ -33,7 +33,7 @@ class Cosine:
 @dataclass(frozen=True)
 class Drop:
     """One measure of both models over the same queries, as fractions. low, high: 95 % paired bootstrap interval of the drop; chance: what
-    guessing reaches."""
+    guessing reaches; units: pictures that the queries are of (captions of one picture are not independent), 0 for one a query."""
 
     reference: float
     here: float
@@ -42,12 +42,13 @@ class Drop:
     high: float
     queries: int
     chance: float = 0.0
+    units: int = 0
 
-    @property
-    def tells(self) -> bool:
-        """Whether there is anything to lose: the reference is above chance by two standard errors."""
-        error = math.sqrt(max(self.reference * (1 - self.reference), self.chance * (1 - self.chance)) / max(self.queries, 1))
-        return self.reference > self.chance + 2 * error
+    def tells(self, allowed: float) -> bool:
+        """Whether there is more to lose than the gate allows, by two standard errors as well: a model whose recall may fall to chance
+        without being refused is not judged by it."""
+        error = math.sqrt(max(self.reference * (1 - self.reference), self.chance * (1 - self.chance)) / max(self.units or self.queries, 1))
+        return self.reference - self.chance > max(2 * error, allowed)
 
 
 @dataclass(frozen=True)
@@ -117,4 +118,5 @@ def drop(here: np.ndarray, reference: np.ndarray, unit: np.ndarray | None = None
     """Of hits [q], query by query; queries of one `unit` are resampled together."""
     lost = np.asarray(reference, np.float64) - np.asarray(here, np.float64)
     low, high = interval(lost, unit)
-    return Drop(float(np.mean(reference)), float(np.mean(here)), float(lost.mean()), low, high, len(lost))
+    units = 0 if unit is None else len(np.unique(unit))
+    return Drop(float(np.mean(reference)), float(np.mean(here)), float(lost.mean()), low, high, len(lost), units=units)

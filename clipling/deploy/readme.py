@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from clipling.runtime.manifest import Manifest
@@ -32,4 +33,9 @@ def readme(manifest: Manifest, card: str | None) -> str:
     """Markdown; without a card, a title and what is not known."""
     if card is None:
         card = f"# {manifest.name}\n\nThe model came without a card: its data, licences and measured results are not known here.\n"
-    return f"{card.rstrip()}\n{_USE.format(dim=manifest.embed_dim)}"
+    return f"{without_opening(card).rstrip()}\n{_USE.format(dim=manifest.embed_dim)}"
+
+
+def without_opening(card: str) -> str:
+    """The card without its section on opening the model: an exported folder holds no weights for open_clip."""
+    return re.sub(r"(?ms)^## Open it\n.*?(?=^## |\Z)", "", card)

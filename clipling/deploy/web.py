@@ -44,7 +44,7 @@ def export_web(
         raise UserError("--precision fp16 is not for --to web: browsers have no kernels for it. Say --precision int8, or leave it out")
     if precision and (Path(model) / NAME).is_file():
         raise UserError(f"{model} is exported already; --precision would be ignored. Give the model itself, or leave --precision out")
-    check_place(out, overwrite, MARK)
+    check_place(out, overwrite, MARK, _made())
     if (Path(model) / NAME).is_file():
         return write_web(Path(model), out, runtime, overwrite)
     for package in (ONNXRUNTIME, TOKENIZERS):
@@ -63,12 +63,17 @@ def write_web(exported: Path, out: Path, runtime: Path | None = None, overwrite:
     """
     manifest = _for_browsers(read_manifest(exported), exported)
     packages = {package.name: contents(package, runtime) for package in (ONNXRUNTIME, TOKENIZERS)}
-    with made_whole(out, overwrite, MARK) as folder:
+    with made_whole(out, overwrite, MARK, _made()) as folder:
         _fill(folder, exported, manifest, packages)
         loaded = sum(read_json(folder / MARK)["files"].values())
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     precisions = {side: next(iter(getattr(manifest, side).files)) for side in ("image", "text")}
     return {"name": manifest.name, "out": str(out), "precisions": precisions, "bytes": size, "bytes_loaded": loaded}
+
+
+def _made() -> tuple[str, ...]:
+    """What a web folder holds at its top."""
+    return (MARK, "licences.txt", "model", "vendor", *(file.name for file in FILES.iterdir() if file.name.endswith(PAGE)))
 
 
 def _for_browsers(manifest: Manifest, exported: Path) -> Manifest:

@@ -16,6 +16,7 @@ NAME = "clipling.json"
 FORMAT = 1
 PRECISIONS = ("fp32", "int8", "fp16")
 CLEANING = ("lower", "canonicalize", "whitespace", "none")
+LARGEST_SCALE = 10_000  # CLIP's own is clamped at 100
 RESIZE_MODES = ("squash", "shortest", "longest")
 
 
@@ -141,9 +142,19 @@ def _check(manifest: Manifest, folder: Path, path: Path) -> None:
     ):
         if value not in allowed:
             raise UserError(f"{path}: {where} has {value!r}. {near(value, allowed)}")
-    for where, value in (("embed_dim", manifest.embed_dim), ("image.size", image.size), ("text.context_length", text.context_length)):
-        if value < 1:
-            raise UserError(f"{path}: {where} is {value}; expected 1 or more")
+    for where, value, most in (
+        ("embed_dim", manifest.embed_dim, 65_536),
+        ("image.size", image.size, 4_096),
+        ("text.context_length", text.context_length, 8_192),
+    ):
+        if not 1 <= value <= most:
+            raise UserError(f"{path}: {where} is {value}; expected 1 to {most:,}")
+    if not 0 < manifest.logit_scale <= LARGEST_SCALE:
+        raise UserError(
+            f"{path}: logit_scale is {manifest.logit_scale}; expected a multiplier of cosines above 0, at most {LARGEST_SCALE:,}"
+        )
+    if text.pad < 0:
+        raise UserError(f"{path}: text.pad is {text.pad}; expected a token id")
     if len(image.mean) != 3 or len(image.std) != 3:
         raise UserError(f"{path}: image.mean and image.std must have 3 numbers each")
     for name in (text.tokenizer, *image.files.values(), *text.files.values()):

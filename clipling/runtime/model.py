@@ -39,7 +39,7 @@ class Runtime:
         for side in ("image", "text"):
             files = getattr(self.manifest, side).files
             self.precisions[side] = _chosen(precision, files, side, self.folder)
-            self._sessions[side] = open_session(self.folder / files[self.precisions[side]], threads, deterministic)
+            self._sessions[side] = _fitting(open_session(self.folder / files[self.precisions[side]], threads, deterministic), self, side)
 
     @property
     def embed_dim(self) -> int:
@@ -103,7 +103,27 @@ class Runtime:
         return mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
     def _run(self, side: str, name: str, values: np.ndarray) -> np.ndarray:
-        return self._sessions[side].run(["embedding"], {name: values})[0]
+        try:
+            rows = self._sessions[side].run(["embedding"], {name: values})[0]
+        except Exception as error:  # onnxruntime's errors share no other parent
+            raise UserError(f"the {side} graph of {self.folder} cannot be run: {str(error).strip().splitlines()[0]}") from error
+        if not np.isfinite(rows).all():
+            raise UserError(
+                f"the {side} graph of {self.folder} gives embeddings that are not finite: it is damaged. Export the model again"
+            )
+        return rows
+
+
+def _fitting(session: Any, model: Runtime, side: str) -> Any:
+    """The session, where its graph reads and gives what the manifest says. UserError otherwise."""
+    reads, gives = {"image": "pixels", "text": "tokens"}[side], session.get_outputs()
+    names = [one.name for one in session.get_inputs()]
+    if names != [reads] or [one.name for one in gives] != ["embedding"]:
+        raise UserError(f"the {side} graph of {model.folder} reads {', '.join(names)}; expected {reads}. Export the model again")
+    width = gives[0].shape[-1]
+    if isinstance(width, int) and width != model.embed_dim:
+        raise UserError(f"the {side} graph of {model.folder} gives {width} numbers; clipling.json says {model.embed_dim}. Export it again")
+    return session
 
 
 def _checked_classes(classes: Sequence[str]) -> list[str]:

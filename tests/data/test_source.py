@@ -12,6 +12,7 @@ from clipling.data import index
 from clipling.data.source import fitting_options, open_pairs
 from clipling.errors import UserError
 from tests.data.making import picture, pictures, put, tar
+from tests.toy import toy_folder
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 
@@ -164,3 +165,12 @@ def test_flickr8k(shared_data):
     assert pairs.captions_of(0)[1] == "A girl going into a wooden building ."
     assert set(pairs.extras[0]["lang"]) == {"zh", "de", "fr", "cs"}
     assert open_pairs(train).fingerprint == pairs.fingerprint
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_among_the_pictures_is_a_problem_and_not_waited_for(tmp_path):
+    toy_folder(tmp_path / "pairs", count=20)
+    os.mkfifo(tmp_path / "pairs" / "wait.jpg")
+    found = open_pairs(str(tmp_path / "pairs"), captions_optional=True)
+    assert len(found) == 20
+    assert any("no plain file" in detail for _, _, detail in found.problems.rows)

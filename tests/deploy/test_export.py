@@ -18,6 +18,7 @@ from clipling.deploy import parity
 from clipling.deploy.export import export, model_name, weights_hash
 from clipling.deploy.fixtures import photos
 from clipling.deploy.folder import check_place, made_whole
+from clipling.deploy.readme import without_opening
 from clipling.errors import UserError
 from clipling.models.hub import save_student
 from tests.deploy.making import tiny_export
@@ -173,3 +174,38 @@ def test_the_verb(capsys, tmp_path):
     assert (tmp_path / "out" / "README.md").read_text().startswith("# Mine\n\nLicence: mine\n\n## Exported to ONNX")
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_overwriting_never_takes_what_no_export_made(tmp_path):
+    """Notes, photos and an index of the user's may lie in an exported folder: it is refused as a whole."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("clipling.json", "README.md", "image.onnx", "image.int8.onnx"):
+        (out / name).write_text("{}")
+    check_place(out, True)
+    (out / "my_notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds what no export made \(my_notes.txt\)"), made_whole(out, overwrite=True):
+        pass
+    assert (out / "my_notes.txt").read_text() == "mine"
+
+
+def test_of_a_link_what_it_leads_to_is_replaced(tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    (real / "clipling.json").write_text("old")
+    link.symlink_to(real)
+    with made_whole(link, overwrite=True) as folder:
+        (folder / "clipling.json").write_text("new")
+    assert link.is_symlink()
+    assert (real / "clipling.json").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"a link to .*nowhere, which does not exist"):
+        check_place(tmp_path / "lost", False)
+
+
+def test_the_card_of_an_export_does_not_say_how_to_open_weights_that_are_not_there():
+    card = "# x\n\n## Open it\n\n    open_clip.create_model(...)\n\n## What taught it\n\nmuch\n"
+    assert "open_clip" not in without_opening(card)
+    assert "## What taught it\n\nmuch" in without_opening(card)
+    assert without_opening("# x\n\n## Open it\n\nend") == "# x\n\n"

@@ -87,11 +87,20 @@ def test_what_a_cosine_may_be():
 
 
 @pytest.mark.parametrize(
-    ("reference", "chance", "queries", "tells"), [(0.5, 0.1, 100, True), (0.17, 0.125, 80, False), (0.9, 0.5, 8, True)]
+    ("reference", "chance", "queries", "units", "tells"),
+    [
+        (0.5, 0.1, 100, 0, True),
+        (0.17, 0.125, 80, 0, False),
+        (0.9, 0.5, 8, 0, True),
+        (0.0257, 0.0175, 2860, 572, False),
+        (0.027, 0.0175, 100_000, 0, False),
+        (0.029, 0.0175, 100_000, 0, True),
+    ],
 )
-def test_a_model_at_chance_has_nothing_to_lose(reference, chance, queries, tells):
-    """Of 80 queries at chance 12.5 % a share above 12.5 + 2 x 4.2 = 20.9 % says something, 17 % does not."""
-    assert Drop(reference, reference, 0.0, 0.0, 0.0, queries, chance).tells == tells
+def test_a_model_at_chance_has_nothing_to_lose(reference, chance, queries, units, tells):
+    """Of 80 queries at chance 12.5 % a share above 12.5 + 2 x 4.2 = 20.9 % says something, 17 % does not; the captions of 572 pictures
+    count as 572; and what lies less above chance than may be lost judges nothing, however many queries there are."""
+    assert Drop(reference, reference, 0.0, 0.0, 0.0, queries, chance, units).tells(0.01) == tells
 
 
 def test_recall_at_chance_does_not_open_the_gate(folder, pairs, monkeypatch):

@@ -96,3 +96,27 @@ def test_a_worker_that_dies_is_told(folder):
         worker.process.wait()
         with pytest.raises(UserError, match="ended with code"):
             worker.ask({"do": "memory"})
+
+
+def test_two_folders_of_one_name_are_told_apart(folder, tmp_path):
+    """Each has its own arithmetic and its own rows."""
+    other = handmade.folder(tmp_path / "elsewhere" / folder.name, handmade.convolutional)
+    found = latency((str(folder), str(other)), batch="1", rounds=1)
+    names = {row["model"] for row in found["rows"]}
+    assert len(names) == 2
+    for path in (folder, other):
+        label = next(name for name in names if name.startswith(path.parent.name))
+        assert {row["gflops"] for row in found["rows"] if row["model"] == label and row["side"] == "image"} == {
+            timing.gflops(str(path))["image"]
+        }
+    with pytest.raises(UserError, match="one model twice"):
+        latency((str(folder), str(folder)))
+
+
+def test_a_folder_without_fp32_has_nothing_to_be_compared_with(tmp_path):
+    made = handmade.folder(tmp_path / "mine", handmade.convolutional)
+    content = json.loads((made / "clipling.json").read_text())
+    content["image"]["files"] = {"int8": "image.onnx"}
+    (made / "clipling.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="no fp32 graphs of both towers"):
+        latency((str(made),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 
 import numpy as np
@@ -176,3 +177,49 @@ def test_mistakes_in_opening(tmp_path):
     (tmp_path / "copy" / "text.onnx").write_bytes(b"not a graph")
     with pytest.raises(UserError, match=r"text\.onnx is not a graph that onnxruntime"):
         clipling.load(tmp_path / "copy")
+
+
+def copied(tmp_path):
+    return shutil.copytree(tiny_export()[1], tmp_path / "copy")
+
+
+def edited(folder, **changes):
+    path = folder / "clipling.json"
+    content = json.loads(path.read_text())
+    for place, value in changes.items():
+        side, _, key = place.rpartition("__")
+        (content[side] if side else content)[key] = value
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def test_a_manifest_that_does_not_fit_its_graphs_is_refused_when_it_is_opened(tmp_path):
+    folder = copied(tmp_path)
+    files = {side: json.loads((folder / "clipling.json").read_text())[side]["files"] for side in ("image", "text")}
+    with pytest.raises(UserError, match=r"the image graph of .* reads tokens; expected pixels"):
+        clipling.load(edited(folder, image__files=files["text"], text__files=files["image"]))
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match=r"gives \d+ numbers; clipling.json says 63"):
+        clipling.load(edited(copied(tmp_path), embed_dim=63))
+
+
+def test_a_graph_that_fails_or_gives_no_numbers_is_a_mistake_with_a_name(tmp_path, arrays):
+    folder = edited(copied(tmp_path), text__pad=1_000_000)
+    with pytest.raises(UserError, match=r"the text graph of .* cannot be run"):
+        clipling.load(folder, threads=1).encode_text(["a dog", "a dog that runs over the wet sand of a beach"])
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(folder / "image.onnx")
+    for weight in graph.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.ndim > 1:
+            weight.CopyFrom(numpy_helper.from_array(np.full_like(values, np.nan), weight.name))
+    onnx.save(graph, folder / "image.onnx")
+    with pytest.raises(UserError, match="embeddings that are not finite"):
+        clipling.load(folder, threads=1).encode_image(arrays[:1])
+
+
+def test_a_number_of_threads_that_cannot_be(tmp_path):
+    with pytest.raises(UserError, match="threads is 100000; expected at most 256"):
+        clipling.load(tiny_export()[1], threads=100_000)

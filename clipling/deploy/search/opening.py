@@ -11,6 +11,7 @@ from pathlib import Path
 from clipling.deploy.search.catalogue import NAME, Catalogue
 from clipling.deploy.search.index import Encoder, refuse_another_model
 from clipling.errors import UserError
+from clipling.runtime.manifest import read_manifest
 from clipling.store import disk_error, read_json
 
 MANIFEST = "clipling.json"
@@ -87,6 +88,7 @@ def open_model(folder: Path, threads: int | None = None) -> Encoder:
 
 def fingerprint(folder: Path) -> str:
     """Of everything in an exported folder that decides an embedding: the towers, the tokenizer, how both are fed."""
+    read_manifest(folder)  # a manifest that was edited by hand is named, and not stumbled over
     manifest = read_json(folder / MANIFEST)
     digest = blake2b(digest_size=16)
     for part in ("image", "text"):

@@ -65,11 +65,14 @@ def look(images: str, out: Path) -> Found:
 def _folder(folder: Path, out: Path) -> Found:
     root = Path(os.path.realpath(folder))
     found, fresh = Found(root), time.time_ns() - _FRESH
-    for base, names in walk(root):
-        inside = _inside(base, root)
+
+    def follows(path: str) -> bool:
+        inside = _inside(path, root)
         if not inside:
-            found.refused.append((clean_key(os.path.relpath(base, root)), "the link leads out of the indexed folder"))
-            continue
+            found.refused.append((clean_key(os.path.relpath(path, root)), "the link leads out of the indexed folder"))
+        return inside
+
+    for base, names in walk(root, follows):
         if Path(base).is_relative_to(out) and out != root:
             continue
         for name in names:

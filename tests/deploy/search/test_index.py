@@ -207,11 +207,12 @@ def test_links_out_of_the_folder_are_refused_and_those_inside_followed(run, tmp_
     (photos / "inside.png").symlink_to(photos / "red" / "0.png")
     (photos / "dangling.png").symlink_to(photos / "nothing.png")
     (photos / "loop").symlink_to(photos)
+    (photos / "up").symlink_to(tmp_path)  # one row, and no walk through what lies there
     result = run()
     assert result["files"] == 41
     assert not [key for key in held(tmp_path) if "s.png" in key or key == "file.png"]
     assert "inside.png" in held(tmp_path)
-    assert (tmp_path / "index" / "problems.tsv").read_text().count("leads out") == 2
+    assert (tmp_path / "index" / "problems.tsv").read_text().count("leads out") == 3
 
 
 def test_an_index_inside_the_folder_does_not_index_itself(photos):
