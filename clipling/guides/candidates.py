@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EXTRA = 16  # candidates beyond those that are needed
+EXTRA = 8  # candidates beyond those that are needed
 GROUP = 32  # columns of which the highest is taken first
 SCORE_BYTES = 2**23  # of similarities held at a time
 PENDING = 2  # candidates a query, in multiples of those wanted, that are kept before the worse ones are dropped

@@ -86,7 +86,7 @@ class Task:
         for part in self._parts(self.numbers):  # the same rows as fp16 or fp32 give the same table
             total.update(np.ascontiguousarray(part, dtype=kind))
         for pair in self.rows.tolist():
-            total.update(json.dumps(list(self.links[pair])).encode())
+            total.update(json.dumps(list(self.links[pair])).encode() if self.links[pair] else b"[]")
         return total.hexdigest()
 
     def gather(self, path: Path | None) -> np.ndarray:

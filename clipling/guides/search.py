@@ -13,7 +13,7 @@ from clipling.guides.candidates import candidates, tile
 
 DOTS_AT_ONCE = 256
 QUERIES = 2048  # for which a tile of columns is read once
-TILE = 4096  # columns
+TILE = 8192  # columns
 NORM_SLACK = 0.01  # rows are unit rows up to rounding
 
 
@@ -39,14 +39,14 @@ class Excluded:
     def columns(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(row, column) numbers, int64 [m] each, of all that is excluded for queries of the given pairs."""
         first, last = np.searchsorted(self.owner, pairs, side="left"), np.searchsorted(self.owner, pairs, side="right")
-        rows, columns = [], []
+        count = last - first
+        rows = [np.repeat(np.arange(len(count)), count)]
+        columns = [np.arange(count.sum()) + np.repeat(first - np.cumsum(count) + count, count)]
         for row, pair in enumerate(np.asarray(pairs).tolist()):
-            own = [np.arange(first[row], last[row])]
-            found = np.concatenate(own + [self.members[link] for link in self.links[pair] if link in self.members])
-            rows.append(np.full(len(found), row))
-            columns.append(found)
-        if not rows:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+            for link in self.links[pair]:
+                if link in self.members:
+                    columns.append(self.members[link])
+                    rows.append(np.full(len(columns[-1]), row))
         return np.concatenate(rows), np.concatenate(columns)
 
     @property
