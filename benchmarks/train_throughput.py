@@ -52,7 +52,7 @@ def without(cause: str) -> None:
         Pixels.open = lambda *a, **k: made(*a, **{**k, "limit_bytes": 0})  # type: ignore[method-assign, assignment]
 
     def cut() -> None:
-        towers.text_features = lambda tower, tokens: towers._first(tower(tokens))
+        towers.text_features = lambda tower, tokens, *_: towers._first(tower(tokens))
 
     def groups() -> None:
         towers._groups = lambda rows, device: 1
