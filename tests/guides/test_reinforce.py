@@ -80,12 +80,12 @@ def test_killed_and_started_again(pairs, models, whole, tmp_path, monkeypatch):
     def slowly(self, texts):
         import time
 
-        time.sleep(0.1)
+        time.sleep(0.25)
         return plain(self, texts)
 
     monkeypatch.setattr(module._Maker, "_texts", slowly)
-    kills = kill_until_done(lambda: work(pairs, tmp_path / "out", models), kills=10, shortest=0.05, longest=0.8)
-    assert kills >= 6
+    kills = kill_until_done(lambda: work(pairs, tmp_path / "out", models), kills=12, shortest=0.05, longest=0.45)
+    assert kills >= 4
     assert files_of(tmp_path / "out") == files_of(whole)
 
 
