@@ -68,10 +68,10 @@ class OpenedPairs:
     source: Pairs
     train: Pairs
     val: Pairs
-    knowledge: Knowledge | None = None
-    """What is stored beside the training pairs."""
     left_out: int = 0
     """Pairs that are not trained on, because their picture or group is also in the validation source."""
+    knowledge: Knowledge | None = None
+    """What is stored beside the training pairs."""
 
 
 def train(

@@ -73,7 +73,7 @@ def write_web(exported: Path, out: Path, runtime: Path | None = None, overwrite:
 
 def _made() -> tuple[str, ...]:
     """What a web folder holds at its top."""
-    return (MARK, "licences.txt", "model", "vendor", *(file.name for file in FILES.iterdir() if file.name.endswith(PAGE)))
+    return (MARK, "licences.txt", "entities.json", "model", "vendor", *(file.name for file in FILES.iterdir() if file.name.endswith(PAGE)))
 
 
 def _for_browsers(manifest: Manifest, exported: Path) -> Manifest:

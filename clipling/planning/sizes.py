@@ -11,10 +11,10 @@ TAR_BYTES = 3_500
 PACKED_SIDE = 256  # pixels, of `data pack`
 DECODED_LIMIT = 16 * 2**30  # data/pixels.py: a source that would take more is decoded at every step
 # Python's objects of a pair (key, hash, group, picture's place) and of a caption with its tokens: measured, tests/planning.
-PAIR_OBJECTS = 500
+PAIR_OBJECTS = 700
 CAPTION_OBJECTS = 150
 TOKEN_BYTES = 4  # of each of a context; fewer where all captions are shorter
-SCORE_BYTES = 2**28  # guides/search.py
+SCORE_BYTES, TILE = 2**23, 8192  # guides/candidates.py, guides/search.py
 PROCESS_BYTES = 1.0e9  # Python, torch and its libraries
 PAIRS_FILE_ROW = 130  # key, two digests and a count in parquet; digests do not compress
 
@@ -92,8 +92,10 @@ def memory(shape: Shape, pairs: int) -> dict[str, float]:
         "order of an epoch": 3 * 8 * pairs,
     }
     if shape.guided:
-        # The columns of one space in fp32 beside their fp16 rows; both spaces are searched one after the other.
-        found["search of neighbours"] = pairs * max(shape.image_dim, shape.text_dim) * 6 + SCORE_BYTES
+        # A tile of columns in fp32 and its similarities; of every pair the mean of its captions and what is found (4 bytes a dimension
+        # together, as measured at 10,000 and 30,000 rows). Both spaces are searched one after the other.
+        widest = max(shape.image_dim, shape.text_dim)
+        found["search of neighbours"] = 4 * widest * (pairs + TILE) + SCORE_BYTES
         found["neighbour tables"] = tables(shape, pairs)
     return found
 

@@ -15,7 +15,7 @@ from clipling.data.pixels import Pixels
 from clipling.data.source import open_pairs
 from clipling.engine.runtime import Runtime
 from clipling.engine.trainer import Trainer
-from clipling.guides import approximate, neighbours, search
+from clipling.guides import approximate, candidates, neighbours, search
 from clipling.guides.bank import build_bank
 from clipling.guides.neighbours import build_table
 from clipling.planning import hours, sizes
@@ -131,8 +131,9 @@ def test_pairs_in_memory_take_about_what_the_formula_says(tmp_path):
 
 def test_the_plan_knows_the_numbers_of_the_search():
     assert neighbours.EXACT_UP_TO["cpu"] == hours.EXACT_UP_TO
-    assert (hours.PROBE_SHARE, hours.LEAST_PROBES) == (approximate.PROBE_SHARE, approximate.LEAST_PROBES)
-    assert sizes.SCORE_BYTES == search.SCORE_BYTES
+    assert hours.CELLS == approximate.CELLS
+    assert approximate.LEAST_PROBES <= hours.PROBES <= hours.CELLS * hours.EXACT_UP_TO**0.5 / approximate.MOST_SHARE
+    assert (sizes.SCORE_BYTES, sizes.TILE) == (candidates.SCORE_BYTES, search.TILE)
 
 
 @settings(max_examples=60, deadline=None)
