@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from clipling.deploy.search import ranking
 from clipling.deploy.search.ranking import GRAPH, Ranking, open_ranking, write_graph
 
 
@@ -94,3 +95,20 @@ def test_a_damaged_graph_is_made_again(tmp_path, content):
     ids, embeddings = np.arange(200) + 1, rows(200)
     assert write_graph(tmp_path, ids, embeddings, exact_up_to=10)["recall@10"] > 0.95
     assert open_ranking(tmp_path, ids, embeddings, exact_up_to=10).search(embeddings[7], 1)[0].tolist() == [8]
+
+
+@pytest.mark.parametrize(("removed", "anew"), [(50, False), (200, True)])
+def test_a_graph_of_which_much_has_gone_is_built_anew(tmp_path, monkeypatch, removed, anew):
+    """Removed nodes stay in a graph as holes: above a fifth of them it is made again."""
+    made = []
+    fresh = ranking._new
+    monkeypatch.setattr(ranking, "_new", lambda dim: made.append(dim) or fresh(dim))
+    ids, embeddings = np.arange(500, dtype=np.int64), rows(500)
+    graph, changed = ranking._graph(tmp_path / GRAPH, ids, embeddings)
+    assert changed
+    graph.save(str(tmp_path / GRAPH))
+    made.clear()
+    graph, changed = ranking._graph(tmp_path / GRAPH, ids[removed:], embeddings[removed:])
+    assert changed
+    assert len(made) == (2 if anew else 1)  # one to read the file into
+    assert sorted(np.asarray(graph.keys).tolist()) == list(range(removed, 500))
