@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +52,12 @@ def convert(model: str, to: str, out: Path, config: str | None = None, *, overwr
     card = converted_card(source, name, to, _in_words(said, to), student.config, licences)
     if to == "transformers":
         transformers_config(student)  # a model that does not fit is refused before an older one is removed
-    _remove(out)
-    (save_transformers if to == "transformers" else save_student)(student, out, card)
-    _copy_notices(source, out)
-    _compare(student, open_student(f"transformers:{out}" if to == "transformers" else out), out)
+    with _beside(out) as fresh:  # an older conversion goes only when the new one is whole
+        (save_transformers if to == "transformers" else save_student)(student, fresh, card)
+        _copy_notices(source, fresh)
+        _compare(student, open_student(f"transformers:{fresh}" if to == "transformers" else fresh), out)
+        _remove(out)
+        _move(fresh, out)
     sizes = student.sizes()
     made = {"model": model, "to": to, "out": str(out), "parameters": f"{sizes['total']:,}", "embed_dim": student.embed_dim, **said}
     return {**made, "weights": "read back, equal to the source's bit by bit"}
@@ -78,6 +84,27 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise UserError(f"the folder {out} already exists and is not empty. Use --overwrite, or another --out.")
     if strange:
         raise UserError(f"--overwrite: {out} holds files that no conversion made ({shown(strange)}). Choose another --out.")
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of `out`, gone afterwards."""
+    place = Path(os.path.abspath(out))
+    fresh = place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield fresh
+    except OSError as error:
+        raise disk_error(error, out) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _move(fresh: Path, out: Path) -> None:
+    """Every file to its place, configs last: without one, what a kill leaves of a folder is no model."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in reversed(MADE):
+        if (fresh / name).is_file():
+            os.replace(fresh / name, out / name)
 
 
 def _remove(out: Path) -> None:

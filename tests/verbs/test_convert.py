@@ -12,6 +12,7 @@ import torch
 import yaml
 
 import clipling
+from clipling.errors import UserError
 from clipling.models.hub import new_student, open_student, save_student
 from tests.models.making import CAPTIONS, pictures, small_conv, tiny
 from tests.models.test_published import tinyclip_state
@@ -194,3 +195,21 @@ def test_a_model_that_does_not_fit_leaves_the_older_one(model, tmp_path, capsys)
     save_student(new_student(small_conv(), seed=0).eval(), tmp_path / "conv")
     refused(capsys, "convert", tmp_path / "conv", "--to", "transformers", "--out", out, "--overwrite")
     assert same(model, out)
+
+
+def test_a_conversion_that_fails_leaves_the_older_one(model, tmp_path, monkeypatch):
+    """As on a full disk: what was there stays whole, and nothing is left beside it."""
+    from clipling import conversion
+
+    out = tmp_path / "out"
+    clipling.convert(str(model), "open_clip", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(conversion, "save_student", full)
+    with pytest.raises(UserError, match="No space left"):
+        clipling.convert(str(model), "open_clip", out, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
