@@ -209,7 +209,7 @@ def test_a_conversion_that_fails_leaves_the_older_one(model, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(conversion, "save_student", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="no space left on the disk"):
         clipling.convert(str(model), "open_clip", out, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
