@@ -70,7 +70,7 @@ def needs_knowledge(recipe: Recipe) -> None:
     if more and spec is None:
         raise UserError(
             f"the objective needs {', '.join(more)}, synthetic captions, but the recipe has no `reinforced`. Make a source that has them "
-            "with `clipling reinforce`, or set the term's option captions=real."
+            "with `clipling reinforce`, or learn from the pairs' own captions: --set objective.reinforced.options.captions=real"
         )
     if spec is not None and not any(n.startswith("teacher.") or n in more for n in needs(recipe)):
         raise UserError("the recipe has `reinforced` but no term of the objective uses it. Remove it, or add a term such as Reinforced.")
@@ -94,7 +94,8 @@ def make_knowledge(recipe: Recipe, train: Pairs) -> Knowledge | None:
     if more and not made.texts:
         raise UserError(
             f"the objective needs {', '.join(more)}, but no synthetic caption of an origin that fits {spec.origins!r} is stored. Store "
-            "some with `clipling reinforce --captions`, or set the term's option captions=real."
+            "some with `clipling reinforce --captions`, or learn from the pairs' own captions: "
+            "--set objective.reinforced.options.captions=real"
         )
     if spec.origins != ReinforcedSpec().origins and not more:
         raise UserError(f"reinforced.origins = {spec.origins!r} would be ignored: no term looks at synthetic captions")

@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments == ["search"]:
             raise UserError("search: what about it? Say: clipling search index MODEL IMAGES --out INDEX, then: clipling search serve INDEX")
         _known(arguments)
+        arguments = _together(arguments)
         name, result, as_json = _call(arguments)
         if int(os.environ.get("RANK", "0")) == 0:
             print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else printing.text(name, result), flush=True)
@@ -91,6 +92,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 1 if isinstance(result, dict) and result.get("failed") else 0
+
+
+REPEATABLE = ("--teacher", "--captions", "--watch", "--freeze", "--precision", "--outside", "--ready", "--against", "--name")
+
+
+def _together(arguments: Sequence[str]) -> list[str]:
+    """`--teacher A --teacher B` as `--teacher A B`: of a repeated flag with several values tyro keeps the last alone."""
+    made: list[str] = []
+    values: dict[str, list[str]] = {}
+    taking: list[str] | None = None
+    for argument in arguments:
+        if argument.startswith("-"):
+            name, equals, value = argument.partition("=")
+            taking = None
+            if name in REPEATABLE:
+                again = name in values
+                taking = values.setdefault(name, [])
+                taking += [value] if equals else []
+                made += [] if again else [name]
+                continue
+        (made if taking is None else taking).append(argument)
+    return [part for argument in made for part in ([argument, *values[argument]] if argument in values else [argument])]
 
 
 def _known(arguments: Sequence[str]) -> None:

@@ -267,7 +267,8 @@ def _reinforce(result: Mapping[str, Any]) -> str:
         said.append("synthetic captions: " + ", ".join(f"{count:,} {origin}" for origin, count in result["captions"].items()))
     rows = [[name, f"{found['largest']:.1e}", f"{found['lowest_cosine']:.6f}"] for name, found in result["errors"].items()]
     shown = table(["stored embeddings of", "largest error", "lowest cosine"], rows)
-    return "\n".join([*said, "", shown, "", f"next:  clipling train mobileclip --data {result['out']} --out RUN"])
+    without = "" if sum(result["captions"].values()) else " --set objective.reinforced.options.captions=real"
+    return "\n".join([*said, "", shown, "", f"next:  clipling train mobileclip --data {result['out']} --out RUN{without}"])
 
 
 def _level(k: int, pairs: int) -> float:

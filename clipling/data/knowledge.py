@@ -109,10 +109,10 @@ class Knowledge:
             raise FormatError(f"{len(sample.embeddings['text'])} embeddings of {len(pairs.captions_of(i))} captions")
         if not sample.records:
             raise FormatError("no augmentations")
-        dtype = sample.embeddings["image"].dtype
-        self.dtype = self.dtype or dtype
-        if dtype != self.dtype:
-            raise FormatError(f"embeddings are {dtype}, those of other pairs {self.dtype}")
+        for name, rows in sample.embeddings.items():
+            self.dtype = self.dtype or rows.dtype
+            if rows.dtype != self.dtype:
+                raise FormatError(f"the embeddings {name or 'of syn.json'} are {rows.dtype}, others {self.dtype}")
         self._check_picture(sample, pairs, i)
 
     def _check_picture(self, sample: Sample, pairs: Pairs, i: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,14 +114,40 @@ def read_sample(found: Mapping[str, bytes], captions: int, teachers: Sequence[Te
         records = [Record.from_json(one) for one in paug.get("param_aug") or []]
     except (ValueError, TypeError) as error:
         raise FormatError(f"paug.json: {error}") from error
-    size = paug.get("size")
+    size = _size(paug.get("size"))
     arrays = read_npz(found["npz"]) if "npz" in found else read_pickle(found["pth.gz"]) if "pth.gz" in found else {}
     texts = {k: v for k, v in _object(found, "syn.json").items() if k.startswith(SYNTHETIC)} if "syn.json" in found else {}
-    named = [TeacherInfo(str(n), int(d), s) for n, d, s in paug.get("teachers") or []] or list(teachers)
-    sample = Sample(records, (int(size[0]), int(size[1])) if size else None, str(paug.get("hash") or ""), named)
+    named = _teachers(paug.get("teachers") or []) or list(teachers)
+    sample = Sample(records, size, str(paug.get("hash") or ""), named)
     sample.synthetic = {key.removeprefix(SYNTHETIC).removeprefix("_"): _texts(key, texts[key]) for key in texts}
     _fill(sample, _split_legacy(arrays, sample.synthetic, captions))
     return sample
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    if not value:
+        return None
+    try:
+        width, height = (int(side) for side in value)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"paug.json: size is {value!r}, not a width and a height") from error
+    if width < 1 or height < 1:
+        raise FormatError(f"paug.json: size is {value!r}, not a width and a height")
+    return width, height
+
+
+def _teachers(rows: Any) -> list[TeacherInfo]:
+    """Names that differ, sizes, and scales that are positive numbers."""
+    try:
+        named = [TeacherInfo(str(n), int(d), None if s is None else float(s)) for n, d, s in rows]
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"paug.json: teachers are {rows!r}, not rows of name, size and scale") from error
+    if len({one.name for one in named}) < len(named):
+        raise FormatError(f"paug.json: two teachers are called alike: {', '.join(one.name for one in named)}")
+    for one in named:
+        if one.dim < 1 or (one.scale is not None and not 0 < one.scale < math.inf):
+            raise FormatError(f"paug.json: the teacher {one.name} has size {one.dim} and scale {one.scale}")
+    return named
 
 
 def _object(found: Mapping[str, bytes], name: str) -> dict[str, Any]:
@@ -165,6 +192,8 @@ def _fill(sample: Sample, arrays: Mapping[str, np.ndarray]) -> None:
             raise FormatError(f"{array_name(name)} is {rows.dtype} {list(rows.shape)}, which is not {count or 'n'} rows of embeddings")
         if sample.teachers and rows.shape[1] != width:
             raise FormatError(f"{array_name(name)} has rows of {rows.shape[1]}, its teachers {width}")
+        if rows.dtype != np.int8 and not (np.isfinite(rows).all() and rows.any(axis=1).all()):
+            raise FormatError(f"{array_name(name)} holds numbers that are not finite, or rows of zeros")
         sample.embeddings[name] = rows
         if rows.dtype == np.int8:
             scale = arrays.get(array_name(name) + SCALE)

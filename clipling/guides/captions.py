@@ -127,6 +127,11 @@ class Captions:
 
     def __post_init__(self) -> None:
         names = [one.origin for one in self.captioners]
+        taken = sorted({"image", "text"} & set(names))
+        if taken:  # embeddings are stored by origin beside those of pictures and real captions, which have these names
+            raise UserError(
+                f"--captions: a kind is called {taken[0]!r}, as what is stored of the pairs themselves. Rename the field or function."
+            )
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"--captions: two kinds would both be called {twice[0]!r}. Leave one out, or give the function another name.")

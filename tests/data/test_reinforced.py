@@ -170,3 +170,33 @@ def test_rows_of_no_features_stay_zeros():
     assert not unpacked(made["x"], [5, 3], made["x" + SCALE]).any()
     with pytest.raises(UserError, match="fp32, fp16, int8"):
         members(sample(), "fp8", flips=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"teachers": [["t", 64, float("inf")]]}, "scale inf"),
+        ({"teachers": [["t", 64, -3.0]]}, "scale -3"),
+        ({"teachers": [["t", 64, "big"]]}, "teachers are"),
+        ({"teachers": [["t", 32, 1.0], ["t", 32, 1.0]]}, "called alike"),
+        ({"teachers": [["t", 64]]}, "teachers are"),
+        ({"size": ["a"]}, "size is"),
+        ({"size": 5}, "size is"),
+        ({"size": [0, 0]}, None),
+    ],
+)
+def test_an_edited_record_is_named_and_not_stumbled_over(edit, message):
+    found = {"paug.json": json.dumps({"param_aug": [], "teachers": [["t", 64, 1.0]], **edit}).encode()}
+    with pytest.raises(FormatError, match=message):
+        read_sample(found, 1)
+
+
+def test_embeddings_that_are_no_directions_are_refused():
+    for bad in (np.nan, np.inf, 0.0):
+        rows = np.full((1, 4), bad, dtype=np.float32)
+        found = {
+            "paug.json": json.dumps({"param_aug": [], "teachers": [["t", 4, 1.0]]}).encode(),
+            "npz": npz_bytes({"image_emb": np.zeros((0, 4), np.float32), "text_emb": rows}),
+        }
+        with pytest.raises(FormatError, match="text_emb holds numbers that are not finite, or rows of zeros"):
+            read_sample(found, 1)

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from clipling.cli import main, verbs
+from clipling.cli import _together, main, verbs
 
 COLUMNS = "image_column caption_column"
 RUN = "smoke resume overwrite threads json"
@@ -74,3 +74,15 @@ def test_every_verb_is_a_function_of_the_package():
 def test_words_that_are_no_verb(words, said, capsys):
     assert main(words.split()) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "together"),
+    [
+        ("reinforce s --teacher a --teacher b --out o", "reinforce s --teacher a b --out o"),
+        ("reinforce s --teacher a b --captions rules --teacher=c --captions others", "reinforce s --teacher a b c --captions rules others"),
+        ("train clip --set a=1 --set b=2", "train clip --set a=1 --set b=2"),
+    ],
+)
+def test_a_repeated_flag_keeps_all_its_values(given, together):
+    assert _together(given.split()) == together.split()
