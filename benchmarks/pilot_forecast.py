@@ -18,6 +18,7 @@ from common import FLICKR, RESULTS, RUNS, in_parallel, load, merged, save
 from ping_gain import COMMON, GUIDANCE, at_64_px
 
 from clipling.models.hub import open_student
+from clipling.planning.forecast import Rung, forecast
 from clipling.planning.pilot import METRICS, measured, run_pilot
 from clipling.recipe import Recipe, load_recipe, with_settings
 from clipling.run import open_data, threads, train
@@ -67,6 +68,22 @@ def one(arm: str, seed: int, small: bool) -> None:
             "samples_seen": summary["samples_seen"],
         },
     )
+
+
+def again(arm: str, seed: int, small: bool) -> None:
+    """The forecast anew, by today's method, of pilots and a full run that are there."""
+    out = folder(arm, seed, small)
+    made, outcome = read_json(out / "pilot" / "pilot.json"), read_json(out / "outcome.json")
+    val = open_data(recipe_of(arm, seed, small).data).val
+    rungs = [
+        Rung(one["pairs"], one["samples_seen"], measured(open_student(out / "pilot" / one["name"] / "model"), val))
+        for one in made["pilots"]
+    ]
+    whole = made["forecasts"][0]
+    stated = forecast(rungs, whole["pairs"], whole["pairs"] * whole["epochs"], made["chance"]).described()
+    outcome |= {key: 100 * stated[name] for key, name in (("forecast", "recall"), ("low", "low"), ("high", "high"))}
+    outcome["hit"] = int(outcome["low"] <= outcome["reached"] <= outcome["high"])
+    write_json(out / "outcome.json", outcome)
 
 
 def collect(small: bool) -> dict[str, Any]:
@@ -120,6 +137,7 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="make the forecasts anew of the pilots that are there")
     parser.add_argument("--collect", action="store_true", help="only gather what is finished")
     parser.add_argument("--small", action="store_true", help="to try it: one tar, a tiny student, the arm clip; nothing saved")
     given = parser.parse_args()
@@ -127,6 +145,11 @@ def main() -> None:
         one(given.one[0], int(given.one[1]), given.small)
         return
     arms = ["clip"] if given.small else given.arms.split(",")
+    if given.again:
+        for path in sorted(folder("clip", 0, given.small).parent.glob("*/outcome.json")):
+            arm, _, seed = path.parent.name.partition("-")
+            again(arm, int(seed), given.small)
+        given.collect = True
     if not given.collect:
         if "ping" in arms:
             from clipling.data.source import open_pairs
