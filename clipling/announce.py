@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from clipling.adapt.wise_ft import standard_error
 from clipling.batchsize import unit
 from clipling.card_rows import model_named
 from clipling.data.pairs import Pairs
+from clipling.data.shard_files import MANIFEST
 from clipling.engine.stages import spans
 from clipling.engine.trainer import Job
 from clipling.evals.chance import remark, shown
@@ -17,6 +19,7 @@ from clipling.evals.evaluators import Retrieval, ZeroShot
 from clipling.evals.retrieval import metric_names
 from clipling.evals.watch import PREFIX, Watch
 from clipling.recipe import Recipe
+from clipling.store import read_json
 
 FEW = 100
 PLAIN = ("acc1", "teacher_cosine", "match@1", "choice@1")
@@ -40,12 +43,26 @@ def announce(job: Job) -> None:
     if len(opened.source.problems):
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
     lines += [f"note     {said}" for said in [*notes_on(opened.train, opened.val), *doubts_of_few(recipe, len(opened.val))]]
+    lines += [f"note     {said}" for said in half_made(recipe.data.source, len(opened.source))]
     skipped = recipe.stages[len(planned) :]
     if any(stage.surgery for stage in skipped):
         lines.append(f"note     max_steps ends before stage {skipped[0].name!r}: the student keeps the size that it starts with")
     if opened.left_out:
         lines.append(f"         {opened.left_out:,} training pairs left out: also in the validation source (picture or group)")
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def half_made(source: str, pairs: int) -> list[str]:
+    """Of a reinforced source of which tars are missing: training on a part of it should be known."""
+    folder = Path(source)
+    if not (folder / MANIFEST).is_file():
+        return []
+    whole = int(read_json(folder / MANIFEST).get("pairs") or 0)
+    if pairs >= whole:
+        return []
+    return [
+        f"{folder.name} has {pairs:,} of the {whole:,} pairs that it was begun for: the same `clipling reinforce` command makes the rest"
+    ]
 
 
 def _as_saved(sizes: Mapping[str, int]) -> str:

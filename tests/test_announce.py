@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipling.announce import notes_on, shown_while_training, student_named
+from clipling.announce import half_made, notes_on, shown_while_training, student_named
 from clipling.data.photos import open_photos, with_texts
 from clipling.data.source import open_pairs
 from clipling.recipe import load_recipe, with_settings
@@ -43,3 +43,10 @@ def test_students_are_not_called_by_words_of_the_recipe():
     assert student_named(with_settings(load_recipe("tinyclip_manual"), teacher)) == "cut out of big"
     assert student_named(with_settings(load_recipe("tinyclip_auto"), teacher)) == "as big"
     assert student_named(with_settings(load_recipe("finetune"), {"student.init": {"model": "runs/start/model"}})) == "as start/model"
+
+
+def test_a_half_made_reinforced_source_is_said(tmp_path):
+    assert half_made(str(tmp_path), 3) == []
+    (tmp_path / "reinforced.json").write_text('{"pairs": 300}')
+    assert half_made(str(tmp_path), 300) == []
+    assert "has 100 of the 300 pairs" in half_made(str(tmp_path), 100)[0]
