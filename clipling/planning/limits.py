@@ -73,5 +73,9 @@ def _disk_advice(shape: Shape) -> str:
 
 
 def _memory_advice(shape: Shape) -> str:
-    more = " The search holds one space's features in RAM: an image encoder with fewer dimensions needs less." if shape.guided else ""
+    more = (
+        " The search of neighbours takes about 4 bytes a dimension of every pair: an encoder with fewer dimensions needs less."
+        if shape.guided
+        else ""
+    )
     return f"Keys, captions and tokens of all pairs are held in RAM: train on a part at a time (data.limit), or a machine with more.{more}"

@@ -63,9 +63,11 @@ class Shown:
         return self.page.eval_on_selector_all(".thumb", "all => all.map(one => one.title.split(' ')[0])")
 
     def first(self, colour):
-        """Waits until the nearest results are of a colour."""
-        self.until("document.querySelector('.thumb')?.title.split('/')[0]", colour)
+        """Waits until the nearest results are of a colour, and says which colour the nearest then has."""
+        nearest = "document.querySelector('.thumb')?.title.split('/')[0]"
+        self.until(nearest, colour)
         self.settled()
+        return self.page.evaluate(nearest)
 
     def type(self, text):
         self.page.fill("#text", text)
@@ -205,14 +207,14 @@ def test_pasting_a_picture(open_page):
         dispatchEvent(new ClipboardEvent('paste', { clipboardData: made, bubbles: true, cancelable: true })) }""",
         base64.b64encode(png(COLOURS["orange"])).decode(),
     )
-    shown.first("orange")
+    assert shown.first("orange") == "orange"
 
 
 def test_choosing_a_file(open_page, tmp_path):
     shown = open_page().go()
     (tmp_path / "mine.png").write_bytes(png(COLOURS["cyan"]))
     shown.page.set_input_files("#file", tmp_path / "mine.png")
-    shown.first("cyan")
+    assert shown.first("cyan") == "cyan"
 
 
 def test_labels_show_on_every_result(open_page):
