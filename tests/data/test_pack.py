@@ -6,12 +6,14 @@ import io
 import json
 import sys
 import tarfile
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipling.data import index
+from clipling.data import pack_shard as pack_shard_module
 from clipling.data.images import decode
 from clipling.data.pack import pack
 from clipling.data.pack_picture import packed_picture
@@ -171,15 +173,24 @@ def test_broken_rows_are_left_out_and_shift_nothing(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-def test_killed_and_resumed_it_makes_the_same_bytes(tmp_path):
+def test_killed_and_resumed_it_makes_the_same_bytes(tmp_path, monkeypatch):
+    plain = pack_shard_module._make
+
+    def slowly(row, packing):  # however quick the machine, a shard takes longer than the time between two kills
+        time.sleep(0.02)
+        return plain(row, packing)
+
     rows = []
     for n in range(60):
         put(tmp_path / f"{n}.jpg", b"broken" if n == 31 else photo(n, 160, 120))
         rows.append(f"{n}.jpg,picture {n}")
     table = put(tmp_path / "t.csv", "filepath,title\n" + "\n".join(rows))
     run(table, tmp_path / "whole", shard=5)
-    kills = kill_until_done(lambda: run(table, tmp_path / "killed", shard=5), kills=12, shortest=0.01, longest=0.15)
-    assert kills >= 3
+    with monkeypatch.context() as slow_rows:
+        slow_rows.setattr(pack_shard_module, "_make", slowly)
+        again = lambda: run(table, tmp_path / "killed", shard=5, at_once=1)  # noqa: E731
+        kills = kill_until_done(again, kills=12, shortest=0.03, longest=0.3)
+    assert kills >= 5  # all of it takes 1.2 seconds at least
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert not list((tmp_path / "killed").glob(".*"))
     assert run(table, tmp_path / "killed", shard=5)["made_now"] == 0
