@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from clipling.errors import UserError
 from clipling.recipe import load_recipe, with_settings
 from clipling.run import train
 from tests.data.making import picture, put
-from tests.faults.killing import kill_until_done, run_in_child
+from tests.faults.killing import kill_by_progress, run_in_child
 from tests.faults.test_kill_training import content
 from tests.toy import toy_folder
 
@@ -97,9 +96,7 @@ def test_a_mixed_run_that_is_killed_in_an_epoch_ends_in_the_same_bits(tmp_path, 
     own |= {"max_steps": None, "stages.0.epochs": 2.0, "evaluation.log_every": 1}
     recipe = with_settings(load_recipe("clip", smoke=True), own)
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after every step
-    began = time.monotonic()
     assert run_in_child(lambda: train(recipe, tmp_path / "whole", quiet=True), None)
-    whole = time.monotonic() - began
-    kill_until_done(lambda: train(recipe, tmp_path / "killed", resume=True, quiet=True), 4, 0.3 * whole, 0.8 * whole)
+    kill_by_progress(lambda: train(recipe, tmp_path / "killed", resume=True, quiet=True), tmp_path / "killed" / "checkpoints", 4)
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert content(tmp_path / "whole")[2]["steps"] == 2 * (32 // 8)

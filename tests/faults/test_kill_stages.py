@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from clipling.engine import trainer
 from clipling.recipe import load_recipe, with_settings
 from clipling.run import train
 from tests.engine.test_stages import content
-from tests.faults.killing import kill_until_done, run_in_child
+from tests.faults.killing import kill_by_progress, run_in_child
 from tests.teaching import teacher_config, teacher_folder
 from tests.toy import toy_folder
 
@@ -33,14 +32,13 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bits(tmp_path, monkeypatch, n
     settings = {**SHARED, **taught, **own, "data.source": str(toy), "data.val": str(val), "student.vocabulary": "restricted"}
     recipe = with_settings(load_recipe(name, smoke=True), settings)
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after every step
-    began = time.monotonic()
     assert run_in_child(lambda: train(recipe, tmp_path / "whole", quiet=True), None)
-    whole = time.monotonic() - began
-    kills, rounds, seed = 0, 0, 0
-    while kills < KILLS:
-        rounds, seed = rounds + 1, seed + 1
-        assert rounds <= 4, "children always finish before they are killed"
+    kills = 0
+    for seed in range(4):
         shutil.rmtree(tmp_path / "killed", ignore_errors=True)
         again = lambda: train(recipe, tmp_path / "killed", resume=True, quiet=True)  # noqa: E731
-        kills += kill_until_done(again, kills=KILLS - kills, shortest=0.1 * whole, longest=0.7 * whole, seed=seed)
+        kills += kill_by_progress(again, tmp_path / "killed" / "checkpoints", kills=KILLS - kills, seed=seed)
         assert content(tmp_path / "killed") == content(tmp_path / "whole")
+        if kills == KILLS:
+            break
+    assert kills == KILLS
