@@ -1,7 +1,8 @@
 """Candidates for nearest neighbours by fp32 matrix products: tile by tile, with one cheap pass over the similarities.
 
 Picking the highest of a row of similarities by partial sorting takes half as long as the product that made them. Here one pass takes the
-highest of every `GROUP` neighbouring columns; only groups whose highest can still be among the best of their query are looked into.
+highest of every `GROUP` columns; only groups whose highest can still be among the best of their query are looked into. A group is every
+c / `GROUP`-th column of a tile of c: the maximum of whole runs of numbers takes half as long as that of neighbouring ones.
 """
 
 from __future__ import annotations
@@ -66,16 +67,17 @@ class _Found:
     def add(self, rows: slice, first: int, scores: Tensor) -> None:
         """Similarities [b, c] of the queries `rows` and the columns from `first` on; c is a multiple of `GROUP`."""
         groups = scores.shape[1] // GROUP
-        highest = scores.view(-1, groups, GROUP).amax(dim=2)
+        grouped = scores.view(-1, GROUP, groups)
+        highest = grouped.amax(dim=1)
         bar = self.bar[rows]
         if self.most is not None and first == 0 and groups >= self.most:  # so many columns reach the lowest of these
             torch.maximum(bar, highest.topk(self.most, dim=1, sorted=False).values.amin(dim=1), out=bar)
         group = _flat_nonzero(highest >= bar[:, None])
         row = group // groups
-        values = scores.view(-1, GROUP)[group]
+        values = grouped[row, :, group % groups]
         place = _flat_nonzero(values >= bar[row, None])
         inside, row = place // GROUP, row[place // GROUP]
-        column = (group[inside] % groups) * GROUP + place % GROUP + first
+        column = (place % GROUP) * groups + group[inside] % groups + first
         self.parts.append((row + rows.start, column, values.flatten()[place]))
         self.count += len(place)
         if self.most is not None and self.count > PENDING * self.most * len(self.bar):

@@ -14,6 +14,7 @@ from clipling.guides.candidates import candidates, tile
 DOTS_AT_ONCE = 256
 QUERIES = 2048  # for which a tile of columns is read once
 TILE = 8192  # columns
+RESIDENT_BYTES = 2**26  # of columns in fp32 that are kept in memory instead of being read for every `QUERIES` queries
 NORM_SLACK = 0.01  # rows are unit rows up to rounding
 
 
@@ -76,7 +77,8 @@ class ExactSearch:
 
     columns [C, d]: unit rows (fp16, fp32 or fp64), in memory or memory-mapped: they are read a tile at a time, once for `QUERIES` queries.
     owner int64 [C], ascending: the pair of each column.
-    Memory: the tile in fp32 and its similarities to some queries (`SCORE_BYTES`); on a GPU the columns in fp32 as well.
+    Memory: the tile in fp32 and its similarities to some queries (`SCORE_BYTES`); on a GPU, and where they take at most `RESIDENT_BYTES`,
+    the columns in fp32 as well.
     """
 
     method = "exact"
@@ -88,7 +90,8 @@ class ExactSearch:
         self.excluded = Excluded.of(self.owner, links)
         self.per_pair = most_of_one(self.owner)
         self.margin = margin(columns.shape[1])
-        self.resident = None if device == "cpu" else tile(columns).to(device)
+        few = 4 * columns.shape[0] * columns.shape[1] <= RESIDENT_BYTES
+        self.resident = tile(columns[:]).to(device) if few or device != "cpu" else None
 
     def top(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Queries [B, d] of the given pairs int64 [B] -> as `Search.of_columns`.
