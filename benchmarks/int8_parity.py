@@ -1,10 +1,11 @@
 """What int8 costs each tower: recall@10 on Flickr8k dev for models that were trained on this machine, cosine for the rest of the zoo.
 
+    python benchmarks/zoo_students.py                           first: towers of the zoo, briefly trained (about an hour and a half)
     python benchmarks/int8_parity.py [NAME ...] [--minutes 60]
 
-Trained: runs with a summary under runs/. Their gate is that of `clipling export --precision int8 --data flickr8k-dev`, and a refusal is
-a result. Untrained students of the zoo have random weights: their cosine on 128 photos and captions says that the graphs work, and
-nothing of quality. Resumable: arms that are there are kept.
+Trained: runs with a summary under runs/ (`samples`: what they saw). Their gate is that of `clipling export --precision int8 --data
+flickr8k-dev`, and a refusal is a result. Towers that are too large to be trained here have random weights: their cosine on 128 photos and
+captions says that the graphs work, and nothing of quality. Resumable: arms that are there are kept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from clipling.errors import UserError
 from clipling.models.catalogue import zoo_names
 from clipling.models.hub import open_student
 from clipling.runtime.manifest import read_manifest
+from clipling.store import read_json
 
 OPEN = Thresholds(mean_cosine=-1, least_cosine=-1, centred_cosine=-1, drop=1.0)
 
@@ -49,7 +51,8 @@ def measure(name: str, run: Path | None) -> dict[str, list[Any]]:
             found, refused = add_precisions(folder, ("int8",), samples, None if run else OPEN, say=print), ""
         except UserError as error:
             found, refused = [], str(error)
-    return columns(found) | {"seed": [0], "trained": [run is not None], "refused": [refused]}
+    seen = read_json(run / "summary.json")["samples_seen"] if run else 0
+    return columns(found) | {"seed": [0], "trained": [run is not None], "samples": [seen], "refused": [refused]}
 
 
 def columns(found: list[Finding]) -> dict[str, list[Any]]:
@@ -74,12 +77,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     given = parser.parse_args()
     end, runs = time.monotonic() + 60 * given.minutes, trained()
-    wanted = given.names or [*runs, *(name for name in zoo_names() if not name.startswith("TinyCLIP"))]
+    wanted = given.names or [*runs, *(name for name in zoo_names() if f"zoo/{name}" not in runs)]
     for name in wanted:
         result = load("int8_parity")
         if name in result["arms"] or time.monotonic() > end:
             continue
         result["arms"][name] = measure(name, runs.get(name))
+        result["arms"].pop(name.removeprefix("zoo/") if name.startswith("zoo/") else None, None)  # with random weights, of before
         print(name, result["arms"][name], flush=True)
         save(result)
 

@@ -89,7 +89,7 @@ def test_one_on_another_machine_that_falls_silent(tmp_path):
         began = time.monotonic()
         with pytest.raises(UserError, match="has not been heard of for"):
             watch.until(never)
-        assert 0.4 < time.monotonic() - began < 1.0
+        assert 0.4 < time.monotonic() - began < 10
 
 
 def test_one_that_died_here(tmp_path):

@@ -360,12 +360,12 @@ def test_too_many_requests_are_sent_away_and_health_answers(search):
 
 
 def test_a_request_that_takes_too_long_ends(search):
-    slow = Search(search.folder, model=SlowModel(1.5))
+    slow = Search(search.folder, model=SlowModel(4.0))
     with served(slow, Limits(request=0.4), threads=1) as port:
         begun = time.monotonic()
         status, headers, body = get(port, "/api/search?text=red")
         assert (status, headers["retry-after"]) == (503, "5")
-        assert time.monotonic() - begun < 1.2
+        assert time.monotonic() - begun < 3
         assert "0.4 s" in json.loads(body)["detail"]
 
 
