@@ -30,8 +30,9 @@ class Knowledge:
 
     teachers: in the order of their columns. records: of all pairs, those of pair i are record_offsets[i] ... record_offsets[i + 1].
     texts [S]: synthetic captions that were asked for, those of pair i are text_offsets[i] ... text_offsets[i + 1]; origins [S] of each.
-    licences: of the teachers' weights, by name, where the generator's manifest still lies beside the tars.
-    rescaled: how many pairs have records that were rescaled, because their picture was resized. unverified: how many have no hash.
+    licences: of the teachers' weights, and named: what each teacher is called, where the generator's manifest still lies beside the tars;
+    unlicensed: whether it does not somewhere. rescaled: how many pairs have records that were rescaled, because their picture was resized;
+    replaced: how many have another picture than the one that was seen. unverified: how many have no hash.
     """
 
     def __init__(self, pairs: Pairs, teachers: Sequence[TeacherInfo] = (), origins: str = ".*", changed: str = "refuse") -> None:
@@ -46,9 +47,11 @@ class Knowledge:
         self.teachers = list(teachers)
         self.records = Records()
         self.licences: dict[str, str] = {}
+        self.named: dict[str, str] = {}
+        self.unlicensed = False
         self.texts: list[str] = []
         self.origins: list[str] = []
-        self.changed, self.rescaled, self.unverified = changed, 0, 0
+        self.changed, self.rescaled, self.replaced, self.unverified = changed, 0, 0, 0
         self.dtype: np.dtype | None = None
         self._image, self._text, self._synthetic = StoredRows(), StoredRows(), StoredRows()
         self._pattern = _compiled(origins)
@@ -128,6 +131,7 @@ class Knowledge:
                 f"the picture was {was} when its crops were drawn and is {width} x {height} now, with other bytes; "
                 "crops are scaled to it with --set reinforced.changed=rescale"
             )
+        self.replaced += bool(sample.hash) or not same_size
         if not same_size:
             sample.records = [record.rescaled(sample.size, (width, height)) for record in sample.records]  # type: ignore[arg-type]
             self.rescaled += 1
@@ -195,16 +199,22 @@ class Knowledge:
         return made
 
     def _note_licences(self, folder: Path) -> None:
-        """What the generator wrote of the teachers' licences, if these tars still lie beside it."""
-        if (folder / MANIFEST).is_file():
-            self.licences |= {str(name): str(text) for name, text in read_json(folder / MANIFEST).get("licences", {}).items()}
+        """What the generator wrote of the teachers' licences and names, if these tars still lie beside it."""
+        found = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+        self.unlicensed |= not found.get("licences")
+        for mine, said in ((self.licences, found.get("licences")), (self.named, found.get("named"))):
+            mine |= {str(name): str(text) for name, text in (said or {}).items()}
 
     def describe(self) -> dict:
-        """For `guides.json` of a run."""
+        """For `knowledge.json` of a run, and its card."""
         counts = {origin: self.origins.count(origin) for origin in dict.fromkeys(self.origins)}
         return {
-            "teachers": [{"name": t.name, "dim": t.dim, "scale": t.scale} for t in self.teachers],
+            "teachers": [{"name": t.name, "dim": t.dim, "scale": t.scale, "named": self.named.get(t.name)} for t in self.teachers],
+            "pairs": len(self.record_offsets) - 1,
             "augmentations": len(self.records),
+            "flips": int(self.flips.sum()),
+            "operated": self.records.operated,
+            "captions": len(self._text),
             "synthetic_captions": counts,
             "storage": str(self.dtype),
             "rescaled_pairs": self.rescaled,

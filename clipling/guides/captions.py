@@ -83,7 +83,8 @@ class Template:
         self.made_by = f"{len(TEMPLATES)} templates around the field {self.name}"
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
-        labels = [text_of(field_of(item.extras, self.name)) for item in items]
+        found = [field_of(item.extras, self.name) for item in items]
+        labels = [text_of(value) if isinstance(value, str | int | float) else "" for value in found]  # a list or mapping is no label
         return [[t.format(label.replace("_", " ")) for t in TEMPLATES] if label else [] for label in labels]
 
 

@@ -30,11 +30,13 @@ from clipling.data.shards import MEMBER_IMAGES
 from clipling.data.views import Augment
 from clipling.errors import UserError
 from clipling.guides.captions import Captions, Item
+from clipling.guides.differences import differences
 from clipling.guides.progress import Progress, silent
 from clipling.models.dual import Student
 from clipling.store import atomic_produce, read_json, write_json
 
 FORMAT = 1
+TOLD = ("licences", "named")  # in the manifest, deciding nothing
 BATCH = 256  # crops that a teacher sees at once
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 
@@ -69,6 +71,7 @@ def reinforce(
     settings: Settings,
     *,
     licences: Mapping[str, str] | None = None,
+    named: Mapping[str, str] | None = None,
     check: bool = False,
     rank: int = 0,
     world: int = 1,
@@ -76,12 +79,12 @@ def reinforce(
 ) -> dict[str, Any]:
     """Makes the shards in `out` that are not there; returns what there is: shards made and found, bytes, errors of storing, captions.
 
-    licences: of the teachers' weights, for the cards of the students. check: read all shards that are there and make those again whose
-    checksum is not the one that was written. rank, world: this process makes every `world`-th shard. Raises UserError when `out` holds
-    something else, or was begun with other pairs, teachers or settings.
+    licences: of the teachers' weights, and named: what each teacher is called, for the cards of the students. check: read all shards that
+    are there and make those again whose checksum is not the one that was written. rank, world: this process makes every `world`-th shard.
+    Raises UserError when `out` holds something else, or was begun with other pairs, teachers or settings.
     """
     progress = progress or silent
-    _begin(out, plan(pairs, teachers, captions, settings) | {"licences": dict(licences or {})})
+    _begin(out, plan(pairs, teachers, captions, settings) | {"licences": dict(licences or {}), "named": dict(named or {})})
     if world == 1:  # others might be writing it just now
         _remove(out, MANIFEST)
     count = -(-len(pairs) // settings.shard)
@@ -125,10 +128,11 @@ def _begin(out: Path, now: dict[str, Any]) -> None:
     path = out / MANIFEST
     if path.is_file():
         before = read_json(path)
-        changed = sorted(key for key in {*before, *now} - {"licences"} if before.get(key) != now.get(key))
+        changed = differences(before, now, {*before, *now} - {*TOLD})
         if changed:
             raise UserError(
-                f"{out} was begun with other {', '.join(changed)}. Give the same source, teachers and flags to go on, or another --out."
+                f"{out} was begun with other settings: {'; '.join(changed)}. Give the same source, teachers and flags to go on, or another "
+                "--out."
             )
         return
     if out.is_dir() and any(p.name != MANIFEST and not p.name.startswith(".") for p in out.iterdir()):
