@@ -44,7 +44,7 @@ class Knowledge:
         """
         if changed not in CHANGED:
             raise UserError(f"reinforced.changed = {changed!r}: expected {' or '.join(CHANGED)}")
-        self.teachers = list(teachers)
+        self.teachers, self._given = list(teachers), bool(teachers)
         self.records = Records()
         self.licences: dict[str, str] = {}
         self.named: dict[str, str] = {}
@@ -107,7 +107,8 @@ class Knowledge:
         if not self.teachers:
             self.teachers = sample.teachers
         if [(t.name, t.dim) for t in sample.teachers] != [(t.name, t.dim) for t in self.teachers]:
-            raise FormatError(f"its teachers are {_named(sample.teachers)}, those of other pairs {_named(self.teachers)}")
+            said = "reinforced.teachers, which is for tars that do not say it, has" if self._given else "those of other pairs are"
+            raise FormatError(f"its teachers are {_named(sample.teachers)}; {said} {_named(self.teachers)}")
         if len(sample.embeddings["text"]) != len(pairs.captions_of(i)):
             raise FormatError(f"{len(sample.embeddings['text'])} embeddings of {len(pairs.captions_of(i))} captions")
         if not sample.records:

@@ -73,6 +73,8 @@ def reinforce(
     settings = Settings(augmentations, Augment(scale=crop, flip=flip), operations != "none", storage, shard, seed)
     if not teacher:
         raise UserError("reinforce asks at least one teacher: give --teacher MODEL")
+    if len(teacher) > len(dict.fromkeys(teacher)):
+        raise UserError(f"--teacher {' '.join(teacher)}: one is given twice. It would be asked twice, and two equal teachers teach as one.")
     asked = Captions([captioner(spec) for spec in captions])
     set_threads(threads)
     models = {f"teacher{n}" if n > 1 else "teacher": open_student(spec) for n, spec in enumerate(teacher, 1)}
