@@ -44,6 +44,7 @@ def announce(job: Job) -> None:
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
     lines += [f"note     {said}" for said in [*notes_on(opened.train, opened.val), *doubts_of_few(recipe, len(opened.val))]]
     lines += [f"note     {said}" for said in half_made(recipe.data.source, len(opened.source))]
+    lines += [f"note     {said}" for said in (opened.knowledge.unchecked() if opened.knowledge else ())]
     skipped = recipe.stages[len(planned) :]
     if any(stage.surgery for stage in skipped):
         lines.append(f"note     max_steps ends before stage {skipped[0].name!r}: the student keeps the size that it starts with")

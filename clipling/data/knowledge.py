@@ -13,11 +13,13 @@ from typing import BinaryIO
 import numpy as np
 
 from clipling.data import draw
+from clipling.data.images import ImageError, size_and_format
 from clipling.data.pairs import Location, Pairs, normalise_caption
 from clipling.data.problems import Problems
-from clipling.data.reinforced import FormatError, Sample, TeacherInfo, read_sample
+from clipling.data.reinforced import Sample, TeacherInfo, read_sample, refuse_changed
 from clipling.data.shard_files import MANIFEST, refuse_damaged
 from clipling.data.shards import members_of
+from clipling.data.stored_arrays import LARGEST, FormatError
 from clipling.data.stored_rows import Records, StoredRows, places_in_npz
 from clipling.errors import UserError
 from clipling.store import read_json
@@ -31,7 +33,8 @@ class Knowledge:
     teachers: in the order of their columns. records: of all pairs, those of pair i are record_offsets[i] ... record_offsets[i + 1].
     texts [S]: synthetic captions that were asked for, those of pair i are text_offsets[i] ... text_offsets[i + 1]; origins [S] of each.
     licences: of the teachers' weights, by name, where the generator's manifest still lies beside the tars.
-    rescaled: how many pairs have records that were rescaled, because their picture was resized. unverified: how many have no hash.
+    rescaled: how many pairs have records that were rescaled, because their picture was resized. unverified, unnamed, undigested: how many
+    have no hash of their picture, no identity of their teachers, no digest of their texts.
     """
 
     def __init__(self, pairs: Pairs, teachers: Sequence[TeacherInfo] = (), origins: str = ".*", changed: str = "refuse") -> None:
@@ -48,7 +51,9 @@ class Knowledge:
         self.licences: dict[str, str] = {}
         self.texts: list[str] = []
         self.origins: list[str] = []
-        self.changed, self.rescaled, self.unverified = changed, 0, 0
+        self.changed, self.rescaled = changed, 0
+        self.unverified, self.unnamed, self.undigested = 0, 0, 0
+        self.identities: dict[str, str] = {}
         self.dtype: np.dtype | None = None
         self._image, self._text, self._synthetic = StoredRows(), StoredRows(), StoredRows()
         self._pattern = _compiled(origins)
@@ -84,12 +89,12 @@ class Knowledge:
         with open(path, "rb") as file:
             for i in rows:
                 members = samples[pairs.locations[i].offset]
-                content = {kind: _read(file, members[kind]) for kind in _KNOWLEDGE if kind in members}
                 try:
+                    content = {kind: _read(file, kind, members[kind]) for kind in _KNOWLEDGE if kind in members}
                     sample = read_sample(content, len(pairs.captions_of(i)), self.teachers)
                     self._check(sample, pairs, i)
                 except FormatError as error:
-                    bad.add("no knowledge" if "paug.json" not in content else "unreadable knowledge", pairs.keys[i], str(error))
+                    bad.add(error.kind if "paug.json" in members else "no knowledge", pairs.keys[i], str(error))
                     continue
                 places = places_in_npz(sample, content["npz"], members["npz"].offset) if "npz" in members else {}
                 for name in places:  # from now on its shape will do
@@ -104,9 +109,12 @@ class Knowledge:
         if not self.teachers:
             self.teachers = sample.teachers
         if [(t.name, t.dim) for t in sample.teachers] != [(t.name, t.dim) for t in self.teachers]:
-            raise FormatError(f"its teachers are {_named(sample.teachers)}, those of other pairs {_named(self.teachers)}")
+            raise FormatError(f"its teachers are {_named(sample.teachers)}, those of other pairs {_named(self.teachers)}", "other teachers")
+        self._check_identities(sample)
         if len(sample.embeddings["text"]) != len(pairs.captions_of(i)):
             raise FormatError(f"{len(sample.embeddings['text'])} embeddings of {len(pairs.captions_of(i))} captions")
+        refuse_changed(sample, "text", pairs.captions_of(i), "its captions")
+        self.undigested += "text" not in sample.digests
         if not sample.records:
             raise FormatError("no augmentations")
         for name, rows in sample.embeddings.items():
@@ -115,22 +123,34 @@ class Knowledge:
                 raise FormatError(f"the embeddings {name or 'of syn.json'} are {rows.dtype}, others {self.dtype}")
         self._check_picture(sample, pairs, i)
 
+    def _check_identities(self, sample: Sample) -> None:
+        """Teachers that are called alike and have rows of one size may still be different ones."""
+        self.unnamed += not all(teacher.identity for teacher in sample.teachers)
+        for teacher in sample.teachers:
+            if teacher.identity and self.identities.setdefault(teacher.name, teacher.identity) != teacher.identity:
+                raise FormatError(
+                    f"its {teacher.name} is another model ({teacher.identity[:8]}) than that of pairs before it "
+                    f"({self.identities[teacher.name][:8]}): tars of different teachers lie together, keep them apart",
+                    "other teachers",
+                )
+
     def _check_picture(self, sample: Sample, pairs: Pairs, i: int) -> None:
         """Crops are boxes in pixels of one picture: of another one they would show something else."""
+        width, height = _size_of(pairs, i)
+        same, was = sample.size in (None, (width, height)), f"{sample.size[0]} x {sample.size[1]}" if sample.size else "of unknown size"
         if sample.hash and sample.hash == pairs.hashes[i]:
-            return
-        self.unverified += not sample.hash
-        width, height = pairs.image(i).size
-        same_size = sample.size in (None, (width, height))
-        if sample.hash and self.changed == "refuse":
-            was = f"{sample.size[0]} x {sample.size[1]}" if sample.size else "of unknown size"
+            if not same:
+                raise FormatError(f"paug.json says that the picture is {was}, and it is {width} x {height}, with the very same bytes")
+        elif sample.hash and self.changed == "refuse":
             raise FormatError(
                 f"the picture was {was} when its crops were drawn and is {width} x {height} now, with other bytes; "
-                "crops are scaled to it with --set reinforced.changed=rescale"
+                "crops are scaled to it with --set reinforced.changed=rescale",
+                "changed pictures",
             )
-        if not same_size:
+        elif not same:
             sample.records = [record.rescaled(sample.size, (width, height)) for record in sample.records]  # type: ignore[arg-type]
             self.rescaled += 1
+        self.unverified += not sample.hash
         if not all(record.fits(width, height) for record in sample.records):
             raise FormatError(f"a crop does not lie inside of the picture of {width} x {height}: it is not the one it was drawn for")
         sample.size = (width, height)
@@ -138,10 +158,10 @@ class Knowledge:
     def _fill(self, pairs: Pairs, found: Sequence[tuple[Sample, dict[str, int]]]) -> None:
         records, texts, boxes = [0], [0], []
         for i, (sample, places) in enumerate(found):
-            size, path = sample.size or pairs.image(i).size, pairs.locations[i].path
+            size, path = sample.size, pairs.locations[i].path
             self.records.extend(sample.records)
             records.append(len(self.records))
-            boxes += [record.unit_box(*size) for record in sample.records]
+            boxes += [record.unit_box(*size) for record in sample.records]  # type: ignore[misc] - every picture was looked at
             origins = [origin for origin in sample.synthetic if self._pattern.fullmatch(origin)]
             for rows, name in ((self._image, "image"), (self._text, "text"), *((self._synthetic, origin) for origin in origins)):
                 rows.add(sample.embeddings[name], path, places.get(name), sample.scales.get(name))
@@ -203,14 +223,26 @@ class Knowledge:
         """For `guides.json` of a run."""
         counts = {origin: self.origins.count(origin) for origin in dict.fromkeys(self.origins)}
         return {
-            "teachers": [{"name": t.name, "dim": t.dim, "scale": t.scale} for t in self.teachers],
+            "teachers": [{"name": t.name, "dim": t.dim, "scale": t.scale, "identity": self.identities.get(t.name)} for t in self.teachers],
             "augmentations": len(self.records),
             "synthetic_captions": counts,
             "storage": str(self.dtype),
             "rescaled_pairs": self.rescaled,
             "pairs_without_a_hash": self.unverified,
+            "pairs_without_teachers_identities": self.unnamed,
+            "pairs_without_digests_of_texts": self.undigested,
             "licences": self.licences,
         }
+
+    def unchecked(self) -> list[str]:
+        """What could not be checked, a line for all of it: of Apple's files, and of those of clipling before it wrote what is needed."""
+        counts = {
+            "which teachers they are of": self.unnamed,
+            "whether captions are those that the teachers read": self.undigested,
+            "whether pictures are those that the teachers saw": self.unverified,
+        }
+        named = [f"{what} ({'all' if count == len(self.record_offsets) - 1 else f'{count:,}'})" for what, count in counts.items() if count]
+        return [f"stored knowledge of pairs does not say {', '.join(named)}: that could not be checked"] if named else []
 
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -228,6 +260,15 @@ def _named(teachers: Sequence[TeacherInfo]) -> str:
     return ", ".join(f"{t.name} ({t.dim})" for t in teachers)
 
 
-def _read(file: BinaryIO, location: Location) -> bytes:
+def _size_of(pairs: Pairs, i: int) -> tuple[int, int]:
+    try:
+        return size_and_format(pairs.image_bytes(i))[:2]
+    except ImageError as error:
+        raise FormatError(f"the picture cannot be read: {error}") from error
+
+
+def _read(file: BinaryIO, kind: str, location: Location) -> bytes:
+    if location.size > LARGEST:
+        raise FormatError(f"{kind} has {location.size >> 20} MB; no more than {LARGEST >> 20} MB are read of a pair")
     file.seek(location.offset)
     return file.read(location.size)

@@ -53,8 +53,6 @@ def reinforce(
         threads: Threads of torch (default: OMP_NUM_THREADS, or all cores).
         json: Print as JSON.
     """
-    import os
-
     from clipling.card_rows import short
     from clipling.data.source import open_pairs
     from clipling.data.views import Augment
@@ -65,9 +63,10 @@ def reinforce(
     from clipling.guides.teacher import gate as pass_gate
     from clipling.models.hub import open_student
     from clipling.models.licences import licences_of
+    from clipling.processes import rank_and_world
     from clipling.run import threads as set_threads
 
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = rank_and_world()
     settings = Settings(augmentations, Augment(scale=crop, flip=flip), operations != "none", storage, shard, seed)
     if not teacher:
         raise UserError("reinforce asks at least one teacher: give --teacher MODEL")
@@ -78,7 +77,7 @@ def reinforce(
     progress = silent if json or rank else ShowProgress()
     begun = (out / "reinforced.json").is_file()  # then they have passed
     for (name, model), spec in zip(models.items(), teacher, strict=True):
-        if gate == "on" and not begun and rank == 0:
+        if gate == "on" and not begun:  # in every process: none begins what another one refuses
             _passes(pass_gate, name, model, pairs, spec)
     licences = {short(name): found.text for spec in teacher for name, found in licences_of(spec).items()}
     made = make(pairs, out, models, asked, settings, licences=licences, check=check, rank=rank, world=world, progress=progress)

@@ -14,7 +14,7 @@ from clipling.data.knowledge import Knowledge
 from clipling.data.pairs import Location, Pairs
 from clipling.data.source import open_pairs
 from clipling.errors import UserError
-from clipling.guides import reinforce as module
+from clipling.guides import reinforce_shard as module
 from tests.faults.killing import kill_until_done, run_in_child
 from tests.guides.making import files_of
 from tests.guides.test_kills import until_rename
@@ -75,7 +75,7 @@ def test_batches_do_not_decide_what_is_stored(pairs, models, whole, tmp_path, mo
 @fork
 def test_killed_and_started_again(pairs, models, whole, tmp_path, monkeypatch):
     """SIGKILL at random instants: no pair is lost, none is there twice, every byte is the same."""
-    plain = module._Maker._texts
+    plain = module.Maker._texts
 
     def slowly(self, texts):
         import time
@@ -83,7 +83,7 @@ def test_killed_and_started_again(pairs, models, whole, tmp_path, monkeypatch):
         time.sleep(0.25)
         return plain(self, texts)
 
-    monkeypatch.setattr(module._Maker, "_texts", slowly)
+    monkeypatch.setattr(module.Maker, "_texts", slowly)
     kills = kill_until_done(lambda: work(pairs, tmp_path / "out", models), kills=12, shortest=0.05, longest=0.45)
     assert kills >= 4
     assert files_of(tmp_path / "out") == files_of(whole)
@@ -142,7 +142,7 @@ def test_another_source_teacher_or_setting_is_refused(pairs, models, whole, tmp_
         work(pairs, whole, models, seed=1)
     with pytest.raises(UserError, match="other teachers"):
         work(pairs, whole, {"first": models["second"]})
-    with pytest.raises(UserError, match="other pairs, pairs_fingerprint"):
+    with pytest.raises(UserError, match=r"other pairs: those of 00001\.tar, 00002\.tar, 00003\.tar are no longer"):
         work(pairs.subset(range(5)), whole, models)
     with pytest.raises(UserError, match="other captions"):
         made(pairs, whole, ("rules",), models, shard=4, augmentations=2)
