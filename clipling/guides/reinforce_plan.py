@@ -149,9 +149,10 @@ def _refuse_changed_shards(out: Path, plan: Plan) -> None:
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(
-            f"{out} was begun with other pairs: those of {', '.join(changed[:5])}{more} are no longer the same in the same order (captions, "
-            "pictures, groups or other fields were edited, pairs added before others, or removed). Put the source back as it was, give "
-            "another --out, or remove these tars and the .json beside each: they alone are made anew then. Pairs may be added at the end."
+            f"{out} was begun with other pairs: those of {', '.join(changed[:5])}{more} are no longer the same in the same order "
+            "(captions, pictures, groups or other fields were edited, pairs added before others, or removed). Put the source back as it "
+            "was, give another --out, or remove these tars and the .json beside each: they alone are made anew then. Pairs may be added "
+            "at the end."
         )
 
 
