@@ -87,7 +87,7 @@ class CoCa:
             some = items[start : start + BATCH]
             pictures = torch.stack([self._pixels(item) for item in some])
             for sample in range(SAMPLES):
-                # By pair and sample: what a picture is asked together with decides nothing.
+                # By pair and sample: the pairs that are asked beside it decide nothing but the last bits of its logits.
                 generators = [torch.Generator().manual_seed(SAMPLES * item.number + sample) for item in some]
                 for row, text in enumerate(self._sampled(pictures, generators)):
                     made[start + row].append(first_sentence(self.tokenizer.decode(text.tolist())))

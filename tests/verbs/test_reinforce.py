@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
 from clipling.cli import main
+from tests.distributed.launching import launch
 from tests.reinforcing import pictures
 from tests.teaching import teacher_config, teacher_folder
 
@@ -65,3 +67,23 @@ def test_mistakes(folder, tmp_path, capsys, flags, message):
 def test_other_flags_for_a_source_that_was_begun(folder, capsys):
     assert main(call(folder, "--augmentations", "5", "--gate", "off")) == 2
     assert "begun with other" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_no_process_of_a_launch_begins_what_the_gate_refuses(folder, tmp_path):
+    """All stop, with one message and nothing made: otherwise the others make tars, and the next start takes the gate for passed."""
+    ended = launch(tmp_path / "said", 2, lambda: main([*call(folder), "--out", str(tmp_path / "new")]))
+    assert [one.code for one in ended] == [2, 2]
+    said = {one.said.strip().splitlines()[-1] for one in ended}
+    assert len(said) == 1
+    assert "has nothing to teach about" in next(iter(said)).lower()
+    assert "--gate off" in next(iter(said))
+    assert not (tmp_path / "new").exists()
+
+
+def test_half_a_launcher_is_refused(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert main([*call(folder, "--gate", "off"), "--out", str(tmp_path / "new")]) == 2
+    assert "RANK=1 is set in the environment, WORLD_SIZE is not" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
