@@ -13,28 +13,24 @@ from typing import BinaryIO
 import numpy as np
 
 from clipling.data import draw
-from clipling.data.images import ImageError, size_and_format
+from clipling.data.knowledge_checks import Checks
 from clipling.data.pairs import Location, Pairs, normalise_caption
 from clipling.data.problems import Problems
-from clipling.data.reinforced import Sample, TeacherInfo, read_sample, refuse_changed
+from clipling.data.reinforced import Sample, TeacherInfo, read_sample
 from clipling.data.shard_files import MANIFEST, refuse_damaged
-from clipling.data.shards import members_of
+from clipling.data.shards import MEMBER_IMAGES, members_of
 from clipling.data.stored_arrays import LARGEST, FormatError
 from clipling.data.stored_rows import Records, StoredRows, places_in_npz
 from clipling.errors import UserError
 from clipling.store import read_json
 
-CHANGED = ("refuse", "rescale")
-
 
 class Knowledge:
     """What is stored beside P pairs.
 
-    teachers: in the order of their columns. records: of all pairs, those of pair i are record_offsets[i] ... record_offsets[i + 1].
+    records: of all pairs, those of pair i are record_offsets[i] ... record_offsets[i + 1].
     texts [S]: synthetic captions that were asked for, those of pair i are text_offsets[i] ... text_offsets[i + 1]; origins [S] of each.
     licences: of the teachers' weights, by name, where the generator's manifest still lies beside the tars.
-    rescaled: how many pairs have records that were rescaled, because their picture was resized. unverified, unnamed, undigested: how many
-    have no hash of their picture, no identity of their teachers, no digest of their texts.
     """
 
     def __init__(self, pairs: Pairs, teachers: Sequence[TeacherInfo] = (), origins: str = ".*", changed: str = "refuse") -> None:
@@ -44,20 +40,19 @@ class Knowledge:
         caption has to fit. changed: what becomes of records whose picture has other bytes now: `refuse`, or `rescale` their crops to the
         picture's size. Raises UserError when a shard is damaged, or pairs have nothing stored, or pictures were changed.
         """
-        if changed not in CHANGED:
-            raise UserError(f"reinforced.changed = {changed!r}: expected {' or '.join(CHANGED)}")
-        self.teachers = list(teachers)
+        self.checks = Checks(teachers, changed)
         self.records = Records()
         self.licences: dict[str, str] = {}
         self.texts: list[str] = []
         self.origins: list[str] = []
-        self.changed, self.rescaled = changed, 0
-        self.unverified, self.unnamed, self.undigested = 0, 0, 0
-        self.identities: dict[str, str] = {}
-        self.dtype: np.dtype | None = None
         self._image, self._text, self._synthetic = StoredRows(), StoredRows(), StoredRows()
         self._pattern = _compiled(origins)
         self._join(pairs)
+
+    @property
+    def teachers(self) -> list[TeacherInfo]:
+        """In the order of their columns."""
+        return self.checks.teachers
 
     # Made once
 
@@ -85,14 +80,14 @@ class Knowledge:
                 bad.add("no tar", pairs.keys[i], f"its picture is in {path.name}, not in a tar with embeddings")
             return
         refuse_damaged(path)
-        samples = {members[kind].offset: members for members in members_of(path) for kind in members if kind in _IMAGES}
+        samples = {members[kind].offset: members for members in members_of(path) for kind in members if kind in MEMBER_IMAGES}
         with open(path, "rb") as file:
             for i in rows:
-                members = samples[pairs.locations[i].offset]
+                members = samples.get(pairs.locations[i].offset, {})
                 try:
                     content = {kind: _read(file, kind, members[kind]) for kind in _KNOWLEDGE if kind in members}
                     sample = read_sample(content, len(pairs.captions_of(i)), self.teachers)
-                    self._check(sample, pairs, i)
+                    self.checks.check(sample, pairs, i)
                 except FormatError as error:
                     bad.add(error.kind if "paug.json" in members else "no knowledge", pairs.keys[i], str(error))
                     continue
@@ -101,59 +96,6 @@ class Knowledge:
                     rows = sample.embeddings[name]
                     sample.embeddings[name] = np.broadcast_to(np.zeros((), rows.dtype), rows.shape)
                 found[i] = (sample, places)
-
-    def _check(self, sample: Sample, pairs: Pairs, i: int) -> None:
-        """Of this pair's embeddings and its picture. Raises FormatError."""
-        if not sample.teachers:
-            raise FormatError("the tars do not say which teachers there were: set reinforced.teachers, such as {first: 768, second: 768}")
-        if not self.teachers:
-            self.teachers = sample.teachers
-        if [(t.name, t.dim) for t in sample.teachers] != [(t.name, t.dim) for t in self.teachers]:
-            raise FormatError(f"its teachers are {_named(sample.teachers)}, those of other pairs {_named(self.teachers)}", "other teachers")
-        self._check_identities(sample)
-        if len(sample.embeddings["text"]) != len(pairs.captions_of(i)):
-            raise FormatError(f"{len(sample.embeddings['text'])} embeddings of {len(pairs.captions_of(i))} captions")
-        refuse_changed(sample, "text", pairs.captions_of(i), "its captions")
-        self.undigested += "text" not in sample.digests
-        if not sample.records:
-            raise FormatError("no augmentations")
-        for name, rows in sample.embeddings.items():
-            self.dtype = self.dtype or rows.dtype
-            if rows.dtype != self.dtype:
-                raise FormatError(f"the embeddings {name or 'of syn.json'} are {rows.dtype}, others {self.dtype}")
-        self._check_picture(sample, pairs, i)
-
-    def _check_identities(self, sample: Sample) -> None:
-        """Teachers that are called alike and have rows of one size may still be different ones."""
-        self.unnamed += not all(teacher.identity for teacher in sample.teachers)
-        for teacher in sample.teachers:
-            if teacher.identity and self.identities.setdefault(teacher.name, teacher.identity) != teacher.identity:
-                raise FormatError(
-                    f"its {teacher.name} is another model ({teacher.identity[:8]}) than that of pairs before it "
-                    f"({self.identities[teacher.name][:8]}): tars of different teachers lie together, keep them apart",
-                    "other teachers",
-                )
-
-    def _check_picture(self, sample: Sample, pairs: Pairs, i: int) -> None:
-        """Crops are boxes in pixels of one picture: of another one they would show something else."""
-        width, height = _size_of(pairs, i)
-        same, was = sample.size in (None, (width, height)), f"{sample.size[0]} x {sample.size[1]}" if sample.size else "of unknown size"
-        if sample.hash and sample.hash == pairs.hashes[i]:
-            if not same:
-                raise FormatError(f"paug.json says that the picture is {was}, and it is {width} x {height}, with the very same bytes")
-        elif sample.hash and self.changed == "refuse":
-            raise FormatError(
-                f"the picture was {was} when its crops were drawn and is {width} x {height} now, with other bytes; "
-                "crops are scaled to it with --set reinforced.changed=rescale",
-                "changed pictures",
-            )
-        elif not same:
-            sample.records = [record.rescaled(sample.size, (width, height)) for record in sample.records]  # type: ignore[arg-type]
-            self.rescaled += 1
-        self.unverified += not sample.hash
-        if not all(record.fits(width, height) for record in sample.records):
-            raise FormatError(f"a crop does not lie inside of the picture of {width} x {height}: it is not the one it was drawn for")
-        sample.size = (width, height)
 
     def _fill(self, pairs: Pairs, found: Sequence[tuple[Sample, dict[str, int]]]) -> None:
         records, texts, boxes = [0], [0], []
@@ -217,35 +159,21 @@ class Knowledge:
     def _note_licences(self, folder: Path) -> None:
         """What the generator wrote of the teachers' licences, if these tars still lie beside it."""
         if (folder / MANIFEST).is_file():
-            self.licences |= {str(name): str(text) for name, text in read_json(folder / MANIFEST).get("licences", {}).items()}
+            said = read_json(folder / MANIFEST)
+            licences = said.get("licences") if isinstance(said, dict) else None
+            self.licences |= {str(name): str(text) for name, text in licences.items()} if isinstance(licences, dict) else {}
 
     def describe(self) -> dict:
-        """For `guides.json` of a run."""
+        """For `knowledge.json` of a run."""
         counts = {origin: self.origins.count(origin) for origin in dict.fromkeys(self.origins)}
-        return {
-            "teachers": [{"name": t.name, "dim": t.dim, "scale": t.scale, "identity": self.identities.get(t.name)} for t in self.teachers],
-            "augmentations": len(self.records),
-            "synthetic_captions": counts,
-            "storage": str(self.dtype),
-            "rescaled_pairs": self.rescaled,
-            "pairs_without_a_hash": self.unverified,
-            "pairs_without_teachers_identities": self.unnamed,
-            "pairs_without_digests_of_texts": self.undigested,
-            "licences": self.licences,
-        }
+        about = {"augmentations": len(self.records), "synthetic_captions": counts, "licences": self.licences}
+        return self.checks.describe() | about
 
     def unchecked(self) -> list[str]:
-        """What could not be checked, a line for all of it: of Apple's files, and of those of clipling before it wrote what is needed."""
-        counts = {
-            "which teachers they are of": self.unnamed,
-            "whether captions are those that the teachers read": self.undigested,
-            "whether pictures are those that the teachers saw": self.unverified,
-        }
-        named = [f"{what} ({'all' if count == len(self.record_offsets) - 1 else f'{count:,}'})" for what, count in counts.items() if count]
-        return [f"stored knowledge of pairs does not say {', '.join(named)}: that could not be checked"] if named else []
+        """What could not be checked, as notes for the user."""
+        return self.checks.unchecked()
 
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
 _KNOWLEDGE = ("paug.json", "syn.json", "npz", "pth.gz")
 
 
@@ -254,17 +182,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise UserError(f"reinforced.origins = {pattern!r} is no regular expression: {error}") from error
-
-
-def _named(teachers: Sequence[TeacherInfo]) -> str:
-    return ", ".join(f"{t.name} ({t.dim})" for t in teachers)
-
-
-def _size_of(pairs: Pairs, i: int) -> tuple[int, int]:
-    try:
-        return size_and_format(pairs.image_bytes(i))[:2]
-    except ImageError as error:
-        raise FormatError(f"the picture cannot be read: {error}") from error
 
 
 def _read(file: BinaryIO, kind: str, location: Location) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 
 from clipling.cli import main
 from tests.distributed.launching import launch
-from tests.reinforcing import pictures
+from tests.reinforcing import in_json, pictures, repacked
 from tests.teaching import teacher_config, teacher_folder
 
 
@@ -47,6 +47,18 @@ def test_from_pairs_to_a_trained_student(folder, capsys):
     assert "`one`: not stated" in card
     assert "| teachers | 2, whose answers are stored beside the pairs |" in card
     assert "Models that taught this one" in card
+
+
+def test_what_cannot_be_checked_is_said_before_training(folder, tmp_path, capsys):
+    """Of tars as clipling wrote them before: a line, and no refusal."""
+    repacked(
+        folder / "out", tmp_path / "old.tar", lambda name, data: (name, in_json(data, texts={}) if name.endswith("paug.json") else data)
+    )
+    assert main(["train", "mobileclip", "--smoke", "--data", str(tmp_path / "old.tar"), "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "does not say whether captions are those that the teachers read (all): that could not be checked" in said
+    assert main(["train", "mobileclip", "--smoke", "--data", str(folder / "out"), "--out", str(tmp_path / "other")]) == 0
+    assert "could not be checked" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
