@@ -212,7 +212,7 @@ def zipped(tensors: dict[str, torch.Tensor], **how) -> bytes:
 def test_tensors_that_say_they_are_huge_are_refused():
     """In a few bytes each: a zip whose parts are packed once more, a number that claims to repeat itself, a form that lists no parts."""
     held = io.BytesIO()
-    content = zipped({"image_emb": torch.zeros(17 * 2**20)})  # 68 MB
+    content = zipped({"image_emb": torch.zeros(17 * 2**20)[:1]})  # one number, out of 68 MB that come with it
     with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as after:
         for info in before.infolist():
             after.writestr(info.filename, before.read(info))

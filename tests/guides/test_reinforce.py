@@ -18,6 +18,7 @@ from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.guides import reinforce as driver
 from clipling.guides import reinforce_shard as module
+from clipling.guides.reinforce_plan import described
 from clipling.guides.shard_locks import ShardLocks
 from clipling.models.hub import new_student
 from tests.faults.killing import kill_until_done, run_in_child
@@ -277,6 +278,22 @@ def test_tars_of_another_folder_are_not_taken_for_this_ones(pairs, models, tmp_p
         (tmp_path / "other" / f"00001.{end}").replace(tmp_path / "out" / f"00001.{end}")
     with pytest.raises(UserError, match=r"00001\.tar"):
         work(pairs, tmp_path / "out", models)
+
+
+def test_the_identity_of_a_teacher(models, monkeypatch):
+    """Weights, mean and deviation, tokenizer: with any of them changed it is another teacher, opened again it is the same."""
+    model = new_student("tiny_vit_32", seed=1).eval()
+    one = described("x", model)["identity"]
+    assert one == described("y", models["second"])["identity"]
+    cfg = dict(model.preprocess_cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "preprocess_cfg", {**cfg, "mean": (0.1, 0.2, 0.3)})
+        assert described("x", model)["identity"] != one
+    plain = type(model).tokenise
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "tokenise", lambda self, texts: plain(self, [text.upper()[::-1] for text in texts]))
+        assert described("x", model)["identity"] != one
+    assert described("x", new_student("tiny_vit_32", seed=2).eval())["identity"] != one
 
 
 def as_format_1(out: Path) -> None:
