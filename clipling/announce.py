@@ -45,6 +45,7 @@ def announce(job: Job) -> None:
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
     lines += [f"note     {said}" for said in [*notes_on(opened.train, opened.val), *doubts_of_few(recipe, len(opened.val))]]
     lines += [f"note     {said}" for said in half_made(recipe.data.source, len(opened.source))]
+    lines += [f"note     {said}" for said in (opened.knowledge.unchecked() if opened.knowledge else ())]
     skipped = recipe.stages[len(planned) :]
     if any(stage.surgery for stage in skipped):
         lines.append(f"note     max_steps ends before stage {skipped[0].name!r}: the student keeps the size that it starts with")
@@ -57,7 +58,7 @@ def stored_shown(stored: Mapping[str, Any]) -> list[str]:
     """What teachers left beside the pairs, as the card has it."""
     if not stored:
         return []
-    names = ", ".join(f"{t['named'] or t['name']} ({t['dim']})" for t in stored["teachers"])
+    names = ", ".join(f"{stored['named'].get(t['name'], t['name'])} ({t['dim']})" for t in stored["teachers"])
     each = stored["augmentations"] / max(1, stored["pairs"])
     made = ", ".join(f"{count:,} {origin}" for origin, count in stored["synthetic_captions"].items())
     return [

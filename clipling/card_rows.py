@@ -68,7 +68,7 @@ def stored_knowledge(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for teacher in stored["teachers"]:
         scale = "" if teacher["scale"] is None else f", learned scale {teacher['scale']:.4g}"
-        rows.append(("stored teacher", f"`{teacher['named'] or teacher['name']}`, embeddings of {teacher['dim']}{scale}"))
+        rows.append(("stored teacher", f"`{stored['named'].get(teacher['name'], teacher['name'])}`, embeddings of {teacher['dim']}{scale}"))
     each = stored["augmentations"] / max(1, stored["pairs"])
     kinds = "crops" + " and mirrors" * bool(stored["flips"]) + " with RandAugment's operations" * bool(stored["operated"])
     rows.append(("stored augmentations", f"{each:.3g} a picture: {kinds}; embeddings stored as {stored['storage']}"))

@@ -16,7 +16,7 @@ from PIL import Image
 from clipling.data.pairs import hash_bytes
 from clipling.data.reading import clean_captions, field_of, text_of, texts_of
 from clipling.errors import UserError, near
-from clipling.guides.rewrite import rewrites
+from clipling.guides.rewrite import VERSION, rewrites
 from clipling.objectives.load import explain, load_object
 
 KINDS = ("others", "field:NAME", "template:NAME", "rules", "./file.py:function", "coca:MODEL@TAG", "transformers:NAME")
@@ -156,7 +156,7 @@ def captioner(spec: str) -> Captioner:
     if spec == "others":
         return Others()
     if spec == "rules":
-        return Rewriter(rewrites, "rules", "clipling's rule-based rewriter")
+        return Rewriter(rewrites, "rules", f"clipling's rule-based rewriter, version {VERSION}")
     if kind in ("field", "template") and rest:
         return Field(rest) if kind == "field" else Template(rest)
     if kind == "coca" and "@" in rest:

@@ -10,10 +10,13 @@ FLAGS = {
     "settings.augment.scale": "--crop",
     "settings.augment.flip": "--flip",
     "captions": "--captions",
-    "torch": "torch",
 }
 # Digests, which say nothing to a person.
-DIGESTS = {"pairs_fingerprint": "the pairs (their pictures, captions or order)", "weights": "weights"}
+DIGESTS = {
+    "pairs_fingerprint": "the pairs (their pictures, captions or order)",
+    "weights": "weights",
+    "identity": "identity (weights, preprocessing or tokenizer)",
+}
 LONGEST = 100  # characters of a value
 
 
@@ -28,18 +31,19 @@ def _of(key: str, before: Any, now: Any) -> list[str]:
         below = {f"{key}.{name}": (before.get(name), now.get(name)) for name in sorted({*before, *now})}
         return [said for name, (old, new) in below.items() if old != new for said in _of(name, old, new)]
     if key == "teachers" and isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        return [f"{new['name']}: {said}" for old, new in zip(before, now) for said in differences(old, new, sorted({*old, *new}))]
+        # What only one of them has was not written by an earlier version.
+        changed = [(new["name"], differences(old, new, {*old} & {*new})) for old, new in zip(before, now)]
+        return [f"teachers: {name!r} is another one ({', '.join(said)})" for name, said in changed if said]
     if key in DIGESTS:
         return [DIGESTS[key]]
-    name = FLAGS.get(key, key.replace("settings.", "--", 1))
-    return [f"{name} {_short(before)} (now {_short(now)})"]
+    return [f"{FLAGS.get(key, key.replace('settings.', '--', 1))} {_short(before)} (now {_short(now)})"]
 
 
 def _short(value: Any) -> str:
-    """A value as one would type it; of teachers and captioners their names and what made them."""
+    """A value as one would type it; of teachers and captioners their names or what made them."""
     if isinstance(value, list):
         value = ", ".join(map(_short, value)) or "none"
     if isinstance(value, Mapping):
         value = value.get("made_by") or value.get("name") or dict(value)
-    text = {True: "rand-augment", False: "none"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    text = {True: "rand-augment", False: "none"}[value] if isinstance(value, bool) else str(value)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

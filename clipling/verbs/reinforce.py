@@ -53,7 +53,6 @@ def reinforce(
         threads: Threads of torch (default: OMP_NUM_THREADS, or all cores).
         json: Print as JSON.
     """
-    import os
     import sys
 
     from clipling.card_rows import last_parts
@@ -67,9 +66,10 @@ def reinforce(
     from clipling.guides.teacher import gate as pass_gate
     from clipling.models.hub import open_student
     from clipling.models.licences import UNKNOWN, licences_of
+    from clipling.processes import rank_and_world
     from clipling.run import threads as set_threads
 
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = rank_and_world()
     settings = Settings(augmentations, Augment(scale=crop, flip=flip), operations != "none", storage, shard, seed)
     if not teacher:
         raise UserError("reinforce asks at least one teacher: give --teacher MODEL")
@@ -85,7 +85,7 @@ def reinforce(
     progress = silent if json or rank else ShowProgress()
     begun = (out / "reinforced.json").is_file()  # then they have passed
     for (name, model), spec in zip(models.items(), teacher, strict=True):
-        if gate == "on" and not begun and rank == 0:
+        if gate == "on" and not begun:  # in every process: none begins what another one refuses
             _passes(pass_gate, name, model, pairs, spec)
     known = {spec: licences_of(spec) for spec in teacher}
     licences = {last_parts(name): found.text for of_one in known.values() for name, found in of_one.items()}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 
 from clipling.cli import main
-from tests.reinforcing import pictures
+from tests.distributed.launching import launch
+from tests.reinforcing import in_json, pictures, repacked
 from tests.teaching import teacher_config, teacher_folder
 
 
@@ -107,20 +109,20 @@ def test_others_and_rules_of_one_caption_in_another_language(folder, tmp_path, c
 
 
 def test_ctrl_c_says_what_stays_and_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
-    from clipling.guides import reinforce as generator
+    from clipling.guides.reinforce_shard import Maker
 
-    write = generator._Maker.write
+    write = Maker.write
 
     def interrupted(self, out, number):
         if number == 1:
             raise KeyboardInterrupt
         write(self, out, number)
 
-    monkeypatch.setattr(generator._Maker, "write", interrupted)
+    monkeypatch.setattr(Maker, "write", interrupted)
     flags = ["--gate", "off", "--augmentations", "1", "--out", str(tmp_path / "new")]
     assert main(call(folder, *flags)) == 130
     assert f"stopped. 1 of 3 tars are finished and stay in {tmp_path / 'new'}: the same command goes on" in capsys.readouterr().err
-    monkeypatch.setattr(generator._Maker, "write", write)
+    monkeypatch.setattr(Maker, "write", write)
     assert main(call(folder, *flags)) == 0
     assert "24 pairs in 3 of 3 tars, 2 of them made now" in capsys.readouterr().out
 
@@ -134,6 +136,18 @@ def table(folder, tmp_path) -> str:
         rows.append({"image": image, "caption": f"a thing number {i}", "label": f"thing_{i % 4}", **lang})
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return str(tmp_path / "pairs.jsonl")
+
+
+def test_what_cannot_be_checked_is_said_before_training(folder, tmp_path, capsys):
+    """Of tars as clipling wrote them before: a line, and no refusal."""
+    repacked(
+        folder / "out", tmp_path / "old.tar", lambda name, data: (name, in_json(data, texts={}) if name.endswith("paug.json") else data)
+    )
+    assert main(["train", "mobileclip", "--smoke", "--data", str(tmp_path / "old.tar"), "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "does not say whether captions are those that the teachers read (all): that could not be checked" in said
+    assert main(["train", "mobileclip", "--smoke", "--data", str(folder / "out"), "--out", str(tmp_path / "other")]) == 0
+    assert "could not be checked" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -156,3 +170,23 @@ def test_other_flags_for_a_source_that_was_begun(folder, capsys):
     said = capsys.readouterr().err
     assert "begun with other settings: --captions" in said
     assert "; --augmentations 2 (now 5); --storage int8 (now fp16). Give the same" in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_no_process_of_a_launch_begins_what_the_gate_refuses(folder, tmp_path):
+    """All stop, with one message and nothing made: otherwise the others make tars, and the next start takes the gate for passed."""
+    ended = launch(tmp_path / "said", 2, lambda: main([*call(folder), "--out", str(tmp_path / "new")]))
+    assert [one.code for one in ended] == [2, 2]
+    said = {one.said.strip().splitlines()[-1] for one in ended}
+    assert len(said) == 1
+    assert "has nothing to teach about" in next(iter(said)).lower()
+    assert "--gate off" in next(iter(said))
+    assert not (tmp_path / "new").exists()
+
+
+def test_half_a_launcher_is_refused(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert main([*call(folder, "--gate", "off"), "--out", str(tmp_path / "new")]) == 2
+    assert "RANK=1 is set in the environment, WORLD_SIZE is not" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
