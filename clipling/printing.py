@@ -265,6 +265,9 @@ def _reinforce(result: Mapping[str, Any]) -> str:
         f"{result['pairs']:,} pairs in {result['shards_there']} of {result['shards']} tars, {result['made']} of them made now; "
         f"{size:,.0f} bytes a pair, {pictures:,.0f} of them the picture"
     ]
+    missing = result["shards"] - result["shards_there"]
+    if missing:
+        said.append(f"{missing} tars are not there yet: other processes are making them; otherwise the same command makes them")
     if result["damaged"]:
         said.append(f"damaged, and made anew: {', '.join(result['damaged'])}")
     elif result.get("checked"):

@@ -101,3 +101,13 @@ def test_the_kept_checkpoint_is_named_by_epoch_and_step():
     few = text("train", {**RUN, "val_pairs": 15, "best_step": 48, "steps": 120, "about": {**about, "latest_within_noise": True}})
     assert "the latest within one standard error of the highest mean_recall" in few
     assert "15 held-out pairs" in few
+
+
+def test_a_reinforced_source_that_is_not_whole_says_so():
+    """The first of several processes may end before the others."""
+    made = {"pairs": 100, "shards": 3, "shards_there": 1, "made": 1, "bytes": 1000, "picture_bytes": 500, "left_out": [], "out": "o"}
+    made |= {"captions": {"rules": 5, "coca": 0}, "errors": {}, "damaged": [], "checked": False}
+    said = text("reinforce", made)
+    assert "2 tars are not there yet" in said
+    assert "warning: no captions of 'coca' were made" in said
+    assert "not there yet" not in text("reinforce", {**made, "shards_there": 3})

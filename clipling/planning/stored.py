@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -16,13 +17,15 @@ from clipling.build import needs
 from clipling.data.packing import Storage
 from clipling.data.reinforced import Sample, TeacherInfo, members
 from clipling.data.replay import Record, draw_records, replay
+from clipling.data.shard_files import MANIFEST
 from clipling.data.views import Augment
 from clipling.errors import UserError
 from clipling.guides.stored_teacher import StoredTeacher
 from clipling.models.dual import Student
 from clipling.recipe import Recipe
+from clipling.store import read_json
 
-DATACOMPDR = {"first": 768, "second": 768}  # its two teachers, ViT-L/14
+DATACOMPDR = {"teacher": 768, "teacher2": 768}  # the sizes of its two teachers, ViT-L/14, called as `clipling reinforce` calls two
 AUGMENTATIONS, SYNTHETIC = 10, 5  # `clipling reinforce` by default; captions that DataCompDR has, and the rules make at most
 PICTURE, TAR_BLOCK, PICTURES = 256, 512, 16
 WORDS = "a small brown dog runs over the wet sand of a wide beach"
@@ -93,8 +96,11 @@ def stored_plan(
 
 
 def sizes_of_teachers(recipe: Recipe) -> dict[str, int]:
-    """Those that the recipe names, otherwise DataCompDR's."""
-    return dict((recipe.reinforced and recipe.reinforced.teachers) or DATACOMPDR)
+    """Those that the recipe names, or the manifest of its source; otherwise DataCompDR's."""
+    manifest = Path(recipe.data.source) / MANIFEST
+    said = read_json(manifest) if recipe.data.source and manifest.is_file() else {}
+    of_source = {str(one["name"]): int(one["dim"]) for one in said.get("teachers", ())}
+    return dict((recipe.reinforced and recipe.reinforced.teachers) or of_source or DATACOMPDR)
 
 
 def made_up_teachers(recipe: Recipe) -> list[StoredTeacher]:

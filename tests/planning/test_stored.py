@@ -9,8 +9,9 @@ import tarfile
 import pytest
 
 from clipling import cli
+from clipling.engine.runtime import Runtime
 from clipling.errors import UserError
-from clipling.models.hub import save_student
+from clipling.models.hub import new_student, save_student
 from clipling.planning import calibrate as calibrating
 from clipling.planning import hours, sizes, stored
 from clipling.planning.calibrate import calibrate
@@ -104,7 +105,7 @@ def test_recipes_that_read_stored_knowledge_are_planned(name):
     recipe = with_settings(load_recipe(name), TINY)
     found = calibrate(recipe, seconds=0.01)
     assert found.stored.assumed
-    assert found.stored.dims == {"first": 768, "second": 768}
+    assert found.stored.dims == {"teacher": 768, "teacher2": 768}
     assert found.shape.stored_bytes == found.stored.bytes_a_pair("fp16")
     assert found.rates.stored_seconds == 0
     assert found.rates.train > 0
@@ -114,6 +115,18 @@ def test_recipes_that_read_stored_knowledge_are_planned(name):
     assert known.rates.stored_seconds > 0
     assert known.rates.stored_flop > 0
     assert known.rates.crop_seconds > known.stored.replay_seconds > 0
+
+
+def test_a_step_is_measured_with_the_teachers_of_the_source(tmp_path):
+    """What a pilot measures: a term that learns from one teacher by name finds it."""
+    reinforced(tmp_path, 4)
+    fd = {"objective.fd": {"use": "clipling.objectives.clip_kd:FD", "options": {"teacher": "second"}}}
+    recipe = with_settings(load_recipe("mobileclip2"), {**TINY, **fd, "data.source": str(tmp_path / "out")})
+    assert stored.sizes_of_teachers(recipe) == {"first": 48, "second": 64}
+    student = new_student("tiny_vit_32")
+    speed, held = calibrating.training(student, recipe, Runtime(), 0.01)
+    assert speed > 0
+    assert held > 0
 
 
 def test_two_texts_a_step_are_two_texts_of_work():
