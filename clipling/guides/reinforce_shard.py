@@ -97,7 +97,7 @@ class Maker:
         """float32 [rows, K, D]: every picture is decoded once for all teachers and augmentations."""
         made = np.empty((len(rows) * self.settings.augmentations, sum(self.dims)), np.float32)
         crops = ((picture, record) for row, own in zip(rows, records, strict=True) for picture, record in row.crops(self.pairs, own))
-        # Whole pictures where at least one fits into a batch, parts of one otherwise: K does not decide how much memory is taken.
+        # Whole pictures where at least one fits into a batch, parts of one otherwise: K does not decide how many are held.
         size, start = BATCH // self.settings.augmentations * self.settings.augmentations or BATCH, 0
         while some := list(islice(crops, size)):
             made[start : start + len(some)] = self._features(some)

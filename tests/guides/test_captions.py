@@ -105,6 +105,15 @@ def test_places_that_are_more_than_a_place_stay_where_they_are():
     assert rewrites("There is a dog in the snow")[1:] == ["in the snow, there is a dog", "a photo of a dog in the snow"]
 
 
+def test_neither_another_order_nor_a_frame_says_a_word_twice():
+    assert not any(found.startswith("in the snow, snow") for found in rewrites("snow falls down in the snow"))
+    for length in range(1, 30):  # by its letters a fifth of them would be framed as `here we see see ...`
+        caption = f"see dogs {'y' * length} run"
+        framed = [found for found in rewrites(caption) if caption in found]
+        assert len(framed) == 1
+        assert "see see" not in framed[0]
+
+
 def test_the_version_of_the_rewriter_counts_every_change():
     """It is in the manifest, so that a source is not continued with other rewrites. Where this number changes, raise VERSION with it."""
     words = sorted({*OTHER_WORDS, *ONLY_BEFORE, *NOT_BEFORE})

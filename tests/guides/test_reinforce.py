@@ -335,6 +335,7 @@ def test_what_another_process_is_making_is_left_to_it(pairs, models, whole, tmp_
     ready, done = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(done[1])  # so that it ends with its parent, however that ends
         with ShardLocks(out) as locks, locks.shard(1) as own:
             (out / ".00001.tar.abcd.tmp").write_bytes(b"half a tar")
             os.write(ready[1], b"1" if own else b"0")
@@ -342,10 +343,11 @@ def test_what_another_process_is_making_is_left_to_it(pairs, models, whole, tmp_
         os._exit(0)
     assert os.read(ready[0], 1) == b"1"
     said = work(pairs, out, models)
-    assert (said["made"], said["shards_there"]) == (3, 3)
-    assert (out / ".00001.tar.abcd.tmp").is_file()  # not a leftover
-    os.write(done[1], b"1")
+    there = (out / ".00001.tar.abcd.tmp").is_file()
+    os.close(done[1])
     assert os.waitpid(child, 0)[1] == 0
+    assert (said["made"], said["shards_there"]) == (3, 3)
+    assert there  # not a leftover
     assert work(pairs, out, models)["made"] == 1  # now it is one
     assert files_of(out) == files_of(whole)
 
