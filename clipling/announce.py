@@ -39,17 +39,32 @@ def announce(job: Job) -> None:
         f"budget   {steps:,} steps of {recipe.optimiser.batch} {unit(recipe)} = {samples:,} samples seen"
         f"{_rounded(recipe, steps, job.batches.steps_per_epoch)}",
     ]
+    lines += stored_shown(opened.knowledge.describe() if opened.knowledge else {})
     lines += _loading(job)
     if len(opened.source.problems):
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
     lines += [f"note     {said}" for said in [*notes_on(opened.train, opened.val), *doubts_of_few(recipe, len(opened.val))]]
     lines += [f"note     {said}" for said in half_made(recipe.data.source, len(opened.source))]
+    lines += [f"note     {said}" for said in (opened.knowledge.unchecked() if opened.knowledge else ())]
     skipped = recipe.stages[len(planned) :]
     if any(stage.surgery for stage in skipped):
         lines.append(f"note     max_steps ends before stage {skipped[0].name!r}: the student keeps the size that it starts with")
     if opened.left_out:
         lines.append(f"         {opened.left_out:,} training pairs left out: also in the validation source (picture or group)")
     print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def stored_shown(stored: Mapping[str, Any]) -> list[str]:
+    """What teachers left beside the pairs, as the card has it."""
+    if not stored:
+        return []
+    names = ", ".join(f"{stored['named'].get(t['name'], t['name'])} ({t['dim']})" for t in stored["teachers"])
+    each = stored["augmentations"] / max(1, stored["pairs"])
+    made = ", ".join(f"{count:,} {origin}" for origin, count in stored["synthetic_captions"].items())
+    return [
+        f"stored   by {names}: {each:.3g} augmentations a picture, embeddings as {stored['storage']}; "
+        + (f"synthetic captions: {made}" if made else "no synthetic captions")
+    ]
 
 
 def half_made(source: str, pairs: int) -> list[str]:

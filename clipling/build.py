@@ -87,6 +87,8 @@ def make_knowledge(recipe: Recipe, train: Pairs) -> Knowledge | None:
         return None
     teachers = [TeacherInfo(name, dim) for name, dim in spec.teachers.items()]
     made = Knowledge(train, teachers, spec.origins, spec.changed)
+    if spec.changed == "rescale" and not made.checks.replaced:
+        raise UserError("reinforced.changed = rescale would be ignored: no picture has changed since its crops were drawn. Leave it out.")
     twice = sorted({teacher.name for teacher in made.teachers} & recipe.teachers.keys())
     if twice:
         raise UserError(f"the teacher {twice[0]!r} is stored and live: give the live one another name (teachers.NAME.model=...)")

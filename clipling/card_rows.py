@@ -21,9 +21,7 @@ def made_of(summary: Mapping[str, Any], recipe: Recipe, config: Mapping[str, Any
     whole = f"{saved:,} with" if saved == trained else f"{trained:,} with those that were trained, {saved:,} with all that are saved"
     rows.append(("parameters", f"{sizes['total_without_token_rows']:,} without token rows ({whole})"))
     rows += borrowed(recipe, summary.get("about", {}).get("teachers", {}), sizes["total_without_token_rows"])
-    stored = summary.get("about", {}).get("stored_teachers")
-    if stored:
-        rows.append(("teachers", f"{len(stored)}, whose answers are stored beside the pairs"))
+    rows += stored_knowledge(summary.get("about", {}).get("stored") or {})
     texts = summary.get("about", {}).get("texts")
     if texts:
         rows.append(("texts", f"{texts['trained_on']:,} that belong to no photo, of `{short(recipe.data.texts or '')}`"))
@@ -61,6 +59,23 @@ def borrowed(recipe: Recipe, sizes: Mapping[str, int], own: int) -> list[tuple[s
         frozen = ", frozen" if all("text" in stage.freeze for stage in recipe.stages) else ", trained further"
         rows.append(("text tower", f"the teacher's{'' if spec.text == 'teacher' else f', cut to {spec.text}'}{frozen}"))
     return rows
+
+
+def stored_knowledge(stored: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What teachers left beside the pairs (`Knowledge.describe`), in three kinds of rows; none without it."""
+    if not stored:
+        return []
+    rows = []
+    for teacher in stored["teachers"]:
+        scale = "" if teacher["scale"] is None else f", learned scale {teacher['scale']:.4g}"
+        rows.append(("stored teacher", f"`{stored['named'].get(teacher['name'], teacher['name'])}`, embeddings of {teacher['dim']}{scale}"))
+    each = stored["augmentations"] / max(1, stored["pairs"])
+    kinds = "crops" + " and mirrors" * bool(stored["flips"]) + " with RandAugment's operations" * bool(stored["operated"])
+    rows.append(("stored augmentations", f"{each:.3g} a picture: {kinds}; embeddings stored as {stored['storage']}"))
+    made = ", ".join(f"{count:,} {origin}" for origin, count in stored["synthetic_captions"].items()) or "none"
+    rows.append(("captions", f"{stored['captions']:,} of the pairs; synthetic by origin: {made}"))
+    doubts = {"rescaled_pairs": "pictures were resized since: crops rescaled", "pairs_without_a_hash": "pictures could not be checked"}
+    return rows + [("stored augmentations", f"{stored[key]:,} {said}") for key, said in doubts.items() if stored[key]]
 
 
 def _size(to: str) -> str:

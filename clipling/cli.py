@@ -13,21 +13,10 @@ import tyro
 
 import clipling
 from clipling import printing
-from clipling.errors import UserError, missing_extra, near
+from clipling.errors import UserError, near
+from clipling.mistakes import ending
 
 DESCRIPTION = "Grow small CLIP models from your own image-text pairs. Start with: clipling demo"
-INTERRUPTED = 130
-# The extra that brings each package which a plain `pip install clipling` leaves out.
-EXTRA_OF = {
-    **dict.fromkeys(
-        ("torch", "torchvision", "timm", "open_clip", "safetensors", "pyarrow", "sklearn", "scipy", "matplotlib", "psutil"), "train"
-    ),
-    **dict.fromkeys(("transformers", "sentence_transformers"), "guides"),
-    **dict.fromkeys(("onnxruntime", "tokenizers", "ftfy"), "runtime"),
-    **dict.fromkeys(("onnx", "onnxscript"), "onnx"),
-    **dict.fromkeys(("fsspec", "aiohttp"), "remote"),
-    **dict.fromkeys(("fastapi", "uvicorn", "starlette", "usearch", "python_multipart"), "serve"),
-}
 
 
 def verbs() -> dict[str, Callable[..., Any]]:
@@ -66,31 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[1] in ("-h", "--help"):
             arguments.insert(1, "inspect" if arguments[0] == "data" else "index")  # the first verb about data, the first of search
         arguments[:2] = [" ".join(arguments[:2])]  # tyro takes one word for a subcommand
-    try:
-        if arguments == ["data"]:
-            raise UserError("data: what about it? Say: clipling data inspect SOURCE, or clipling data pack SOURCE FOLDER")
-        if arguments == ["search"]:
-            raise UserError("search: what about it? Say: clipling search index MODEL IMAGES --out INDEX, then: clipling search serve INDEX")
-        _known(arguments)
-        arguments = _together(arguments)
-        name, result, as_json = _call(arguments)
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else printing.text(name, result), flush=True)
-    except UserError as error:
-        print(f"clipling: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA_OF:
-            raise
-        print(f"clipling: {missing_extra(f'the package {package!r}, which this verb needs,', EXTRA_OF[package])}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stopped:
-        print(f"\nclipling: stopped. {stopped}".rstrip(), file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return ending("clipling", lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["data"]:
+        raise UserError("data: what about it? Say: clipling data inspect SOURCE, or clipling data pack SOURCE FOLDER")
+    if arguments == ["search"]:
+        raise UserError("search: what about it? Say: clipling search index MODEL IMAGES --out INDEX, then: clipling search serve INDEX")
+    _known(arguments)
+    name, result, as_json = _call(_together(arguments))
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else printing.text(name, result), flush=True)
     return 1 if isinstance(result, dict) and result.get("failed") else 0
 
 

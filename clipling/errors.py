@@ -21,7 +21,7 @@ def near(name: str, allowed: Iterable[str], otherwise: str = "Allowed") -> str:
 
     otherwise: how that list begins.
     """
-    allowed = sorted(allowed)
+    allowed = sorted(set(allowed))
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(repr(c) for c in close)}?"

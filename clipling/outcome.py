@@ -57,7 +57,7 @@ def about(job: Job) -> dict[str, Any]:
     unit: pairs or photos; latest_within_noise: the kept checkpoint is the latest within one standard error of the highest; before: what
     the values at step 0 are called; best_by, patience: of the evaluation; watch: the sizes of watched sets; texts: how many texts
     agreement is measured on, and whether they were kept away from training; teachers: parameters without token rows by the recipe's names;
-    stored_teachers: names of those whose answers lie beside the pairs.
+    stored_teachers: names of those whose answers lie beside the pairs; stored: what lies there (see `Knowledge.describe`).
     """
     recipe, opened = job.recipe, job.opened
     found: dict[str, Any] = {"unit": unit(recipe), "before": before_training(recipe), "best_by": recipe.evaluation.best}
@@ -72,6 +72,7 @@ def about(job: Job) -> dict[str, Any]:
         found["texts"] = {**texts, "trained_on": len(set(opened.train.captions))}
     if opened.knowledge is not None:
         found["stored_teachers"] = [teacher.name for teacher in opened.knowledge.teachers]
+        found["stored"] = opened.knowledge.describe()
     if job.teacher_sizes:
         found["teachers"] = dict(job.teacher_sizes)
     return found
@@ -93,7 +94,8 @@ def licences_of_run(job: Job) -> tuple[dict[str, str], list[str]]:
             restricted += [short(name)] if licence.restricted else []
     if job.opened.knowledge is not None:
         stored = job.opened.knowledge
-        found = stored.licences or {f"stored teacher {teacher.name}": UNKNOWN for teacher in stored.teachers}
+        named = [stored.named.get(teacher.name, f"stored teacher {teacher.name}") for teacher in stored.teachers]
+        found = {**(dict.fromkeys(named, UNKNOWN) if stored.unlicensed else {}), **stored.licences}
         licences |= found
         restricted += [name for name, text in found.items() if read(text).restricted]
     return licences, list(dict.fromkeys(restricted))

@@ -64,15 +64,21 @@ def _train(result: Mapping[str, Any]) -> str:
 
 def _no_gain(result: Mapping[str, Any]) -> list[str]:
     """A run that did not learn must say so itself, and not only in a comparison."""
-    from clipling.evals.learned import no_better_than_start
+    from clipling.evals.learned import FEW, no_better_than_start, noise
 
     found = no_better_than_start(result)
     if found is None:
         return []
     metric, start, end = found
-    before = _about(result).get("before", "untrained")
+    before, pairs = _about(result).get("before", "untrained"), result["val_pairs"]
     said = f"{percent(end)} % {metric} (both directions) against {percent(start)} % of the {before} model"
-    return [f"warning: training did not help: {said}; the difference is within the noise of {result['val_pairs']} pairs"]
+    doubt = noise(start, end, pairs)
+    if end < start - doubt:
+        return [f"warning: training did harm: {said}"]
+    within = f"{pairs} held-out pairs cannot tell apart what differs by less than {100 * doubt:.1f} points"
+    if pairs < FEW:
+        return [f"warning: whether training helped cannot be said: {said}, and {within}. Give --val with a few hundred pairs."]
+    return [f"warning: training did not help, as far as can be told: {said}; {within}"]
 
 
 def _about(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -259,12 +265,18 @@ def _reinforce(result: Mapping[str, Any]) -> str:
         f"{result['pairs']:,} pairs in {result['shards_there']} of {result['shards']} tars, {result['made']} of them made now; "
         f"{size:,.0f} bytes a pair, {pictures:,.0f} of them the picture"
     ]
+    missing = result["shards"] - result["shards_there"]
+    if missing:
+        said.append(f"{missing} tars are not there yet: other processes are making them; otherwise the same command makes them")
     if result["damaged"]:
         said.append(f"damaged, and made anew: {', '.join(result['damaged'])}")
+    elif result.get("checked"):
+        said.append("checked: every tar that was there is as it was written")
     if result["left_out"]:
         said.append(f"left out, their pictures cannot be read: {', '.join(key for key, _ in result['left_out'][:5])}")
     if result["captions"]:
         said.append("synthetic captions: " + ", ".join(f"{count:,} {origin}" for origin, count in result["captions"].items()))
+        said += [f"warning: no captions of {origin!r} were made" for origin, count in result["captions"].items() if not count]
     rows = [[name, f"{found['largest']:.1e}", f"{found['lowest_cosine']:.6f}"] for name, found in result["errors"].items()]
     shown = table(["stored embeddings of", "largest error", "lowest cosine"], rows)
     without = "" if sum(result["captions"].values()) else " --set objective.reinforced.options.captions=real"

@@ -28,8 +28,25 @@ FAILED = "failed"
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Which process this is and how many there are, as torchrun (or whoever sets RANK and WORLD_SIZE) says; (0, 1) without one."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """Which process this is and how many there are, as torchrun (or whoever sets RANK and WORLD_SIZE) says; (0, 1) without one.
+
+    Raises UserError when one is set without the other, or they do not fit: a share of the work would be left out, or done twice.
+    """
+    said = {name: os.environ.get(name, "").strip() for name in ("RANK", "WORLD_SIZE")}
+    if not any(said.values()):
+        return 0, 1
+    lacking = [name for name, value in said.items() if not value]
+    if lacking:
+        there = next(f"{name}={value}" for name, value in said.items() if value)
+        raise UserError(
+            f"{there} is set in the environment, {lacking[0]} is not: a launcher such as torchrun sets both. Set both or neither."
+        )
+    if not all(value.isdecimal() for value in said.values()) or not int(said["RANK"]) < int(said["WORLD_SIZE"]):
+        raise UserError(
+            f"RANK={said['RANK']} and WORLD_SIZE={said['WORLD_SIZE']} in the environment name no process: expected a RANK from 0 to "
+            "WORLD_SIZE - 1, as torchrun sets them"
+        )
+    return int(said["RANK"]), int(said["WORLD_SIZE"])
 
 
 class Watch:

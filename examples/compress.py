@@ -5,11 +5,11 @@ python examples/compress.py runs/teacher photos/ runs/half
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 import clipling
+from clipling.mistakes import script
 
 WIDTHS: tuple[Literal["position", "first_order"], ...] = ("position", "first_order")
 
@@ -22,4 +22,4 @@ def main(teacher: str, source: str, out: str = "runs/example-compress", to: str 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

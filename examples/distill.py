@@ -5,10 +5,10 @@ python examples/distill.py runs/teacher photos/ runs/distilled
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 
 def main(teacher: str, photos: str, out: str = "runs/example-distill", student: str = "mobilenetv3_small_64", *settings: str) -> None:
@@ -18,4 +18,4 @@ def main(teacher: str, photos: str, out: str = "runs/example-distill", student: 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

@@ -5,10 +5,10 @@ python examples/finetune.py runs/start photos/ cifar10/ runs/finetuned
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 
 def main(start: str, source: str, keep: str, out: str = "runs/example-finetune", *settings: str) -> None:
@@ -21,4 +21,4 @@ def main(start: str, source: str, keep: str, out: str = "runs/example-finetune",
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

@@ -6,10 +6,10 @@ python examples/pack.py links.csv packed        # a column `url` and a column `c
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 
 def main(source: str = "demo:emoji", out: str = "runs/example-pack", size: str = "256") -> None:
@@ -20,4 +20,4 @@ def main(source: str = "demo:emoji", out: str = "runs/example-pack", size: str =
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

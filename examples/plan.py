@@ -5,9 +5,8 @@ python examples/plan.py 10k,1M,5B ping
 
 from __future__ import annotations
 
-import sys
-
 import clipling
+from clipling.mistakes import script
 
 
 def main(pairs: str = "10k,1M,5B", recipe: str = "clip", *settings: str) -> None:
@@ -21,4 +20,4 @@ def main(pairs: str = "10k,1M,5B", recipe: str = "clip", *settings: str) -> None
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

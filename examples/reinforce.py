@@ -5,10 +5,10 @@ python examples/reinforce.py runs/teacher photos/ runs/reinforced mobileclip
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 CAPTIONS = ("rules",)  # or others, field:NAME, template:NAME, ./mine.py:rewrite, coca:MODEL@TAG, transformers:NAME
 
@@ -25,4 +25,4 @@ def main(teachers: str, source: str, out: str = "runs/example-reinforced", recip
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

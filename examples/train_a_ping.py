@@ -6,10 +6,10 @@ python examples/train_a_ping.py photos/ runs/online online    # the encoder at e
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 
 def main(source: str = "demo:emoji", out: str = "runs/example-a-ping", active: str = "views", *settings: str) -> None:
@@ -18,4 +18,4 @@ def main(source: str = "demo:emoji", out: str = "runs/example-a-ping", active: s
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

@@ -5,10 +5,10 @@ python examples/train_clip.py photos/ runs/clip
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 
 def main(source: str = "demo:emoji", out: str = "runs/example-clip", *settings: str) -> None:
@@ -19,4 +19,4 @@ def main(source: str = "demo:emoji", out: str = "runs/example-clip", *settings: 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

@@ -5,10 +5,10 @@ python examples/train_clip_kd.py runs/teacher photos/ runs/kd
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 ALONE = {"crd": 1.0, "fd": 2000.0, "icl": 1.0}
 
@@ -22,4 +22,4 @@ def main(teacher: str, source: str, out: str = "runs/example-kd", *settings: str
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

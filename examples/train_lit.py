@@ -5,10 +5,10 @@ python examples/train_lit.py photos/ runs/lit
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 LIT = "{name: lit, epochs: 10, learning_rate: 1.0e-3, warmup: 1, freeze: [image]}"
 BOTH = "{name: both, epochs: 5, learning_rate: 1.0e-4, warmup: 1}"
@@ -20,4 +20,4 @@ def main(source: str = "demo:emoji", out: str = "runs/example-lit", *settings: s
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

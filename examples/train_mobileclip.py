@@ -6,10 +6,10 @@ python examples/train_mobileclip.py runs/source runs/mobileclip
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 
 def main(source: str, out: str = "runs/example-mobileclip", *settings: str) -> None:
@@ -20,4 +20,4 @@ def main(source: str, out: str = "runs/example-mobileclip", *settings: str) -> N
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

@@ -6,10 +6,10 @@ python examples/train_mobileclip2.py runs/source runs/mobileclip2 "[70.0, 60.0]"
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 
 def main(source: str, out: str = "runs/example-mobileclip2", scales: str = "null", *settings: str) -> None:
@@ -20,4 +20,4 @@ def main(source: str, out: str = "runs/example-mobileclip2", scales: str = "null
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

@@ -5,10 +5,10 @@ python examples/train_ping.py photos/ runs/mine
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import clipling
+from clipling.mistakes import script
 
 
 def main(source: str = "demo:emoji", out: str = "runs/example-ping", seeds: str = "0,1,2", *settings: str) -> None:
@@ -22,4 +22,4 @@ def main(source: str = "demo:emoji", out: str = "runs/example-ping", seeds: str 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main)

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipling"
 # A room may import from rooms before it.
 ORDER = [
     "errors",
+    "mistakes",
     "store",
     "processes",
     "environment",

@@ -42,6 +42,20 @@ def test_an_example_is_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
 
 
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem != "own_term"], ids=lambda p: p.stem)
+def test_an_example_ends_through_the_one_way_to_end(path):
+    """A call of `main` alone would show a traceback for a mistyped path."""
+    assert path.read_text(encoding="utf-8").endswith('\n\nif __name__ == "__main__":\n    script(main)\n')
+
+
+def test_a_mistake_in_an_example_is_one_line(tmp_path):
+    path = next(path for path in EXAMPLES if path.stem == "pack")
+    wrong = subprocess.run([sys.executable, str(path), "nowhere"], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("pack.py: nowhere does not exist")
+    assert len(wrong.stderr.splitlines()) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_an_example_runs(path, tmp_path):

@@ -46,6 +46,28 @@ def test_a_launcher_says_who_we_are(monkeypatch):
     assert rank_and_world() == (3, 8)
 
 
+@pytest.mark.parametrize(
+    ("rank", "world", "message"),
+    [
+        ("1", None, "RANK=1 is set in the environment, WORLD_SIZE is not"),
+        ("0", None, "WORLD_SIZE is not"),
+        (None, "4", "WORLD_SIZE=4 is set in the environment, RANK is not"),
+        ("4", "4", "RANK=4 and WORLD_SIZE=4 in the environment name no process"),
+        ("-1", "4", "name no process"),
+        ("one", "4", "name no process"),
+        ("0", "0", "name no process"),
+    ],
+)
+def test_half_a_launcher_is_none(monkeypatch, rank, world, message):
+    """Taken for a whole one, it would leave out shares of the work without a word."""
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        rank_and_world()
+
+
 def test_one_process_leaves_no_trace(tmp_path):
     with Watch(tmp_path / "parts", 0, 1, "a thing") as watch:
         watch.until(lambda: True)

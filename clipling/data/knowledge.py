@@ -13,25 +13,25 @@ from typing import BinaryIO
 import numpy as np
 
 from clipling.data import draw
+from clipling.data.knowledge_checks import Checks
 from clipling.data.pairs import Location, Pairs, normalise_caption
 from clipling.data.problems import Problems
-from clipling.data.reinforced import FormatError, Sample, TeacherInfo, read_sample
+from clipling.data.reinforced import Sample, TeacherInfo, read_sample
 from clipling.data.shard_files import MANIFEST, refuse_damaged
-from clipling.data.shards import members_of
+from clipling.data.shards import MEMBER_IMAGES, members_of
+from clipling.data.stored_arrays import LARGEST, FormatError
 from clipling.data.stored_rows import Records, StoredRows, places_in_npz
 from clipling.errors import UserError
 from clipling.store import read_json
-
-CHANGED = ("refuse", "rescale")
 
 
 class Knowledge:
     """What is stored beside P pairs.
 
-    teachers: in the order of their columns. records: of all pairs, those of pair i are record_offsets[i] ... record_offsets[i + 1].
+    records: of all pairs, those of pair i are record_offsets[i] ... record_offsets[i + 1].
     texts [S]: synthetic captions that were asked for, those of pair i are text_offsets[i] ... text_offsets[i + 1]; origins [S] of each.
-    licences: of the teachers' weights, by name, where the generator's manifest still lies beside the tars.
-    rescaled: how many pairs have records that were rescaled, because their picture was resized. unverified: how many have no hash.
+    licences: of the teachers' weights, and named: what each teacher is called, where the generator's manifest still lies beside the tars;
+    unlicensed: whether somewhere it does not.
     """
 
     def __init__(self, pairs: Pairs, teachers: Sequence[TeacherInfo] = (), origins: str = ".*", changed: str = "refuse") -> None:
@@ -41,18 +41,21 @@ class Knowledge:
         caption has to fit. changed: what becomes of records whose picture has other bytes now: `refuse`, or `rescale` their crops to the
         picture's size. Raises UserError when a shard is damaged, or pairs have nothing stored, or pictures were changed.
         """
-        if changed not in CHANGED:
-            raise UserError(f"reinforced.changed = {changed!r}: expected {' or '.join(CHANGED)}")
-        self.teachers = list(teachers)
+        self.checks = Checks(teachers, changed)
         self.records = Records()
         self.licences: dict[str, str] = {}
+        self.named: dict[str, str] = {}
+        self.unlicensed = False
         self.texts: list[str] = []
         self.origins: list[str] = []
-        self.changed, self.rescaled, self.unverified = changed, 0, 0
-        self.dtype: np.dtype | None = None
         self._image, self._text, self._synthetic = StoredRows(), StoredRows(), StoredRows()
         self._pattern = _compiled(origins)
         self._join(pairs)
+
+    @property
+    def teachers(self) -> list[TeacherInfo]:
+        """In the order of their columns."""
+        return self.checks.teachers
 
     # Made once
 
@@ -80,16 +83,16 @@ class Knowledge:
                 bad.add("no tar", pairs.keys[i], f"its picture is in {path.name}, not in a tar with embeddings")
             return
         refuse_damaged(path)
-        samples = {members[kind].offset: members for members in members_of(path) for kind in members if kind in _IMAGES}
+        samples = {members[kind].offset: members for members in members_of(path) for kind in members if kind in MEMBER_IMAGES}
         with open(path, "rb") as file:
             for i in rows:
-                members = samples[pairs.locations[i].offset]
-                content = {kind: _read(file, members[kind]) for kind in _KNOWLEDGE if kind in members}
+                members = samples.get(pairs.locations[i].offset, {})
                 try:
+                    content = {kind: _read(file, kind, members[kind]) for kind in _KNOWLEDGE if kind in members}
                     sample = read_sample(content, len(pairs.captions_of(i)), self.teachers)
-                    self._check(sample, pairs, i)
+                    self.checks.check(sample, pairs, i)
                 except FormatError as error:
-                    bad.add("no knowledge" if "paug.json" not in content else "unreadable knowledge", pairs.keys[i], str(error))
+                    bad.add(error.kind if "paug.json" in members else "no knowledge", pairs.keys[i], str(error))
                     continue
                 places = places_in_npz(sample, content["npz"], members["npz"].offset) if "npz" in members else {}
                 for name in places:  # from now on its shape will do
@@ -97,51 +100,13 @@ class Knowledge:
                     sample.embeddings[name] = np.broadcast_to(np.zeros((), rows.dtype), rows.shape)
                 found[i] = (sample, places)
 
-    def _check(self, sample: Sample, pairs: Pairs, i: int) -> None:
-        """Of this pair's embeddings and its picture. Raises FormatError."""
-        if not sample.teachers:
-            raise FormatError("the tars do not say which teachers there were: set reinforced.teachers, such as {first: 768, second: 768}")
-        if not self.teachers:
-            self.teachers = sample.teachers
-        if [(t.name, t.dim) for t in sample.teachers] != [(t.name, t.dim) for t in self.teachers]:
-            raise FormatError(f"its teachers are {_named(sample.teachers)}, those of other pairs {_named(self.teachers)}")
-        if len(sample.embeddings["text"]) != len(pairs.captions_of(i)):
-            raise FormatError(f"{len(sample.embeddings['text'])} embeddings of {len(pairs.captions_of(i))} captions")
-        if not sample.records:
-            raise FormatError("no augmentations")
-        for name, rows in sample.embeddings.items():
-            self.dtype = self.dtype or rows.dtype
-            if rows.dtype != self.dtype:
-                raise FormatError(f"the embeddings {name or 'of syn.json'} are {rows.dtype}, others {self.dtype}")
-        self._check_picture(sample, pairs, i)
-
-    def _check_picture(self, sample: Sample, pairs: Pairs, i: int) -> None:
-        """Crops are boxes in pixels of one picture: of another one they would show something else."""
-        if sample.hash and sample.hash == pairs.hashes[i]:
-            return
-        self.unverified += not sample.hash
-        width, height = pairs.image(i).size
-        same_size = sample.size in (None, (width, height))
-        if sample.hash and self.changed == "refuse":
-            was = f"{sample.size[0]} x {sample.size[1]}" if sample.size else "of unknown size"
-            raise FormatError(
-                f"the picture was {was} when its crops were drawn and is {width} x {height} now, with other bytes; "
-                "crops are scaled to it with --set reinforced.changed=rescale"
-            )
-        if not same_size:
-            sample.records = [record.rescaled(sample.size, (width, height)) for record in sample.records]  # type: ignore[arg-type]
-            self.rescaled += 1
-        if not all(record.fits(width, height) for record in sample.records):
-            raise FormatError(f"a crop does not lie inside of the picture of {width} x {height}: it is not the one it was drawn for")
-        sample.size = (width, height)
-
     def _fill(self, pairs: Pairs, found: Sequence[tuple[Sample, dict[str, int]]]) -> None:
         records, texts, boxes = [0], [0], []
         for i, (sample, places) in enumerate(found):
-            size, path = sample.size or pairs.image(i).size, pairs.locations[i].path
+            size, path = sample.size, pairs.locations[i].path
             self.records.extend(sample.records)
             records.append(len(self.records))
-            boxes += [record.unit_box(*size) for record in sample.records]
+            boxes += [record.unit_box(*size) for record in sample.records]  # type: ignore[misc] - every picture was looked at
             origins = [origin for origin in sample.synthetic if self._pattern.fullmatch(origin)]
             for rows, name in ((self._image, "image"), (self._text, "text"), *((self._synthetic, origin) for origin in origins)):
                 rows.add(sample.embeddings[name], path, places.get(name), sample.scales.get(name))
@@ -195,25 +160,25 @@ class Knowledge:
         return made
 
     def _note_licences(self, folder: Path) -> None:
-        """What the generator wrote of the teachers' licences, if these tars still lie beside it."""
-        if (folder / MANIFEST).is_file():
-            self.licences |= {str(name): str(text) for name, text in read_json(folder / MANIFEST).get("licences", {}).items()}
+        """What the generator wrote of the teachers' licences and names, if these tars still lie beside it."""
+        said = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+        licences, named = ((said.get(key) if isinstance(said, dict) else None) for key in ("licences", "named"))
+        self.licences |= {str(name): str(text) for name, text in licences.items()} if isinstance(licences, dict) else {}
+        self.named |= {str(name): str(text) for name, text in named.items()} if isinstance(named, dict) else {}
+        self.unlicensed |= not licences
 
     def describe(self) -> dict:
-        """For `guides.json` of a run."""
+        """For `knowledge.json` of a run, and its card."""
         counts = {origin: self.origins.count(origin) for origin in dict.fromkeys(self.origins)}
-        return {
-            "teachers": [{"name": t.name, "dim": t.dim, "scale": t.scale} for t in self.teachers],
-            "augmentations": len(self.records),
-            "synthetic_captions": counts,
-            "storage": str(self.dtype),
-            "rescaled_pairs": self.rescaled,
-            "pairs_without_a_hash": self.unverified,
-            "licences": self.licences,
-        }
+        about = {"pairs": len(self.record_offsets) - 1, "captions": len(self._text), "synthetic_captions": counts}
+        about |= {"augmentations": len(self.records), "flips": int(self.flips.sum()), "operated": self.records.operated}
+        return self.checks.describe() | about | {"licences": self.licences, "named": self.named}
+
+    def unchecked(self) -> list[str]:
+        """What could not be checked, as notes for the user."""
+        return self.checks.unchecked()
 
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
 _KNOWLEDGE = ("paug.json", "syn.json", "npz", "pth.gz")
 
 
@@ -224,10 +189,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise UserError(f"reinforced.origins = {pattern!r} is no regular expression: {error}") from error
 
 
-def _named(teachers: Sequence[TeacherInfo]) -> str:
-    return ", ".join(f"{t.name} ({t.dim})" for t in teachers)
-
-
-def _read(file: BinaryIO, location: Location) -> bytes:
+def _read(file: BinaryIO, kind: str, location: Location) -> bytes:
+    if location.size > LARGEST:
+        raise FormatError(f"{kind} has {location.size >> 20} MB; no more than {LARGEST >> 20} MB are read of a pair")
     file.seek(location.offset)
     return file.read(location.size)

@@ -2,46 +2,46 @@
 
 Of MobileCLIP (Vasu et al., arXiv 2311.17049). Beside `key.jpg`, `key.txt` and `key.json`, which make a plain pair for any reader:
 
-    key.paug.json   {"param_aug": [K records], "size": [width, height], "hash": ..., "teachers": [[name, size, scale], ...]}
+    key.paug.json   {"param_aug": [K records], "size": [width, height], "hash": ..., "teachers": [[name, size, scale, identity], ...],
+                     "texts": {"text": digest of the captions, "<origin>": of its captions, ...}}
     key.syn.json    {"syn_text_<origin>": [captions], ...}
     key.npz         image_emb [K, D], text_emb [captions, D], syn_text_<origin>_emb [n, D]
 
-`size`, `hash` and `teachers` are ours. Apple's own files have none of them, hold all captions in one `text_emb` (the real one first) and
-come as `key.pth.gz` too, a gzipped pickle of tensors, which is read by torch's restricted loader and up to a size.
+`size`, `hash`, `teachers` and `texts` are ours. Apple's own files have none of them, hold all captions in one `text_emb` (the real one
+first) and come as `key.pth.gz` too, a gzipped pickle of tensors, which is read by torch's restricted loader and up to a size. Files of
+clipling before it wrote identities and digests lack these two; they are read, and what cannot be checked is counted.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from clipling.data.packing import SCALE, Storage, packed
+from clipling.data.reading import clean_captions
 from clipling.data.replay import Record
+from clipling.data.stored_arrays import FormatError, npz_bytes, read_npz, read_pickle
 
 SYNTHETIC = "syn_text"
-LARGEST = 64 * 2**20  # bytes of a pair's embeddings once unpacked: DataCompDR's largest are 221 KB
-ZIP_TIME = (1980, 1, 1, 0, 0, 0)
-
-
-class FormatError(ValueError):
-    """A member that is not what the layout says; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """One teacher of stored embeddings: its name, the size of its rows, what it multiplies similarities by (None: not said)."""
+    """One teacher of stored embeddings: its name, the size of its rows, what it multiplies similarities by (None: not said).
+
+    identity: digest of its weights and of how it reads pictures and captions; "" where it is not said (Apple's files, older ones of ours).
+    """
 
     name: str
     dim: int
     scale: float | None = None
+    identity: str = ""
 
 
 @dataclass
@@ -49,7 +49,8 @@ class Sample:
     """What is stored for one pair.
 
     size: (width, height) of the picture, upright; None where that is not said. synthetic: captions by origin. embeddings: unit rows by
-    `image` [K, D], `text` [captions, D] and origin [n, D], as they are stored; scales: of int8 rows, by the same names.
+    `image` [K, D], `text` [captions, D] and origin [n, D], as they are stored; scales: of int8 rows, by the same names. digests: of the
+    texts that were encoded (see `texts_digest`), by the same names; none where that is not said.
     """
 
     records: list[Record]
@@ -59,6 +60,16 @@ class Sample:
     synthetic: dict[str, list[str]] = field(default_factory=dict)
     embeddings: dict[str, np.ndarray] = field(default_factory=dict)
     scales: dict[str, np.ndarray] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """Hexadecimal blake2b of 64 bits of texts in their order, as readers clean them: what rows of embeddings belong to."""
+    total = blake2b(digest_size=8)
+    for text in clean_captions(texts):
+        data = text.encode("utf-8")
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()
 
 
 def members(sample: Sample, storage: Storage, flips: bool) -> dict[str, bytes]:
@@ -68,8 +79,10 @@ def members(sample: Sample, storage: Storage, flips: bool) -> dict[str, bytes]:
         "param_aug": [record.to_json(flips) for record in sample.records],
         "size": list(sample.size or ()),
         "hash": sample.hash,
-        "teachers": [[t.name, t.dim, t.scale] for t in sample.teachers],
+        "teachers": [[t.name, t.dim, t.scale, *([t.identity] if t.identity else [])] for t in sample.teachers],
     }
+    if sample.digests:
+        paug["texts"] = sample.digests
     made = {"paug.json": _json(paug)}
     if sample.synthetic:
         made["syn.json"] = _json({_key(origin): texts for origin, texts in sample.synthetic.items()})
@@ -92,18 +105,6 @@ def _json(content: Any) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
-def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """What `numpy.savez` writes, without the time of day: the same arrays are the same bytes. Nothing is packed, so that one row can be
-    read out of the tar without the others; unit rows do not pack anyway."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
-        for name, array in arrays.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
-            file.writestr(zipfile.ZipInfo(f"{name}.npy", ZIP_TIME), content.getvalue())
-    return buffer.getvalue()
-
-
 def read_sample(found: Mapping[str, bytes], captions: int, teachers: Sequence[TeacherInfo] = ()) -> Sample:
     """The sample of members by suffix. captions: how many real ones the pair has. teachers: where the members do not name them.
 
@@ -120,8 +121,24 @@ def read_sample(found: Mapping[str, bytes], captions: int, teachers: Sequence[Te
     named = _teachers(paug.get("teachers") or []) or list(teachers)
     sample = Sample(records, size, str(paug.get("hash") or ""), named)
     sample.synthetic = {key.removeprefix(SYNTHETIC).removeprefix("_"): _texts(key, texts[key]) for key in texts}
+    sample.digests = _digests(paug.get("texts") or {})
+    for origin, own in sample.synthetic.items():
+        refuse_changed(sample, origin, own, f"the texts of {_key(origin)}")
     _fill(sample, _split_legacy(arrays, sample.synthetic, captions))
     return sample
+
+
+def refuse_changed(sample: Sample, name: str, texts: Sequence[str], what: str) -> None:
+    """Raises FormatError when `texts` are not those that the embeddings called `name` were made of, as far as that is said."""
+    said = sample.digests.get(name)
+    if said is not None and said != texts_digest(texts):
+        raise FormatError(f"{what} were changed after the teachers read them: the embeddings belong to other words", "changed captions")
+
+
+def _digests(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+        raise FormatError(f"paug.json: texts are {value!r}, not digests by name")
+    return value
 
 
 def _size(value: Any) -> tuple[int, int] | None:
@@ -129,7 +146,7 @@ def _size(value: Any) -> tuple[int, int] | None:
         return None
     try:
         width, height = (int(side) for side in value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"paug.json: size is {value!r}, not a width and a height") from error
     if width < 1 or height < 1:
         raise FormatError(f"paug.json: size is {value!r}, not a width and a height")
@@ -139,15 +156,19 @@ def _size(value: Any) -> tuple[int, int] | None:
 def _teachers(rows: Any) -> list[TeacherInfo]:
     """Names that differ, sizes, and scales that are positive numbers."""
     try:
-        named = [TeacherInfo(str(n), int(d), None if s is None else float(s)) for n, d, s in rows]
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"paug.json: teachers are {rows!r}, not rows of name, size and scale") from error
+        named = [_teacher(*row) for row in rows]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"paug.json: teachers are {rows!r}, not rows of name, size, scale and identity") from error
     if len({one.name for one in named}) < len(named):
         raise FormatError(f"paug.json: two teachers are called alike: {', '.join(one.name for one in named)}")
     for one in named:
         if one.dim < 1 or (one.scale is not None and not 0 < one.scale < math.inf):
             raise FormatError(f"paug.json: the teacher {one.name} has size {one.dim} and scale {one.scale}")
     return named
+
+
+def _teacher(name: Any, dim: Any, scale: Any, identity: Any = "") -> TeacherInfo:
+    return TeacherInfo(str(name), int(dim), None if scale is None else float(scale), str(identity or ""))
 
 
 def _object(found: Mapping[str, bytes], name: str) -> dict[str, Any]:
@@ -200,38 +221,3 @@ def _fill(sample: Sample, arrays: Mapping[str, np.ndarray]) -> None:
             if scale is None or scale.shape != (len(rows), len(sample.teachers)):
                 raise FormatError(f"{array_name(name)} is int8 without a fitting {array_name(name) + SCALE}")
             sample.scales[name] = scale.astype(np.float32)
-
-
-def read_npz(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, none of them a pickle. Raises FormatError; so does one that would be too large."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as file:
-            if sum(info.file_size for info in file.infolist()) > LARGEST:
-                raise FormatError(f"npz: more than {LARGEST >> 20} MB once unpacked")
-            made = {}
-            for info in file.infolist():
-                with file.open(info) as part:
-                    made[info.filename.removesuffix(".npy")] = np.lib.format.read_array(part, allow_pickle=False)
-            return made
-    except FormatError:
-        raise
-    except Exception as error:  # zipfile and numpy raise all sorts of errors on damaged bytes
-        raise FormatError(f"npz: {error or type(error).__name__}") from error
-
-
-def read_pickle(data: bytes) -> dict[str, np.ndarray]:
-    """The tensors of a `pth.gz`, read by torch's restricted loader, as float32. Raises FormatError for anything else in it."""
-    import torch
-
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise FormatError(f"pth.gz: more than {LARGEST >> 20} MB once unpacked")
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return {str(name): rows.float().numpy() for name, rows in found.items() if isinstance(rows, torch.Tensor)}
-    except FormatError:
-        raise
-    except Exception as error:  # the loader raises many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FormatError(f"pth.gz is no gzipped file of tensors alone: {reason}") from error

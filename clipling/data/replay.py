@@ -24,6 +24,9 @@ OPERATIONS = (
 )
 CANVAS = 224  # pixels of the crop whose translations are recorded; at another size they are scaled
 BINS, MAGNITUDE, COUNT = 31, 9, 2  # RandAugment as torchvision has it by default
+# What a magnitude may be: torchvision's widest policies and more, nothing that would break or blank a crop.
+_BOUNDS = {"ShearX": 2.0, "ShearY": 2.0, "TranslateX": CANVAS, "TranslateY": CANVAS, "Rotate": 360.0, "Posterize": 8.0, "Solarize": 256.0}
+_FACTOR = 10.0  # of Brightness, Color, Contrast and Sharpness
 SIGNED = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness"})
 
 
@@ -91,9 +94,13 @@ def _checked_box(part: list[int]) -> tuple[int, int, int, int]:
 
 
 def _checked_operation(number: Any, magnitude: Any) -> tuple[int, float]:
-    known = type(number) is int and 0 <= number < len(OPERATIONS)
-    if not known or type(magnitude) not in (int, float) or not -1e6 < magnitude < 1e6:
+    if type(number) is not int or not 0 <= number < len(OPERATIONS) or type(magnitude) not in (int, float):
         raise ValueError(f"[{number!r}, {magnitude!r}] is no operation of RandAugment (numbers 0 to {len(OPERATIONS) - 1})")
+    name = OPERATIONS[number]
+    most = _BOUNDS.get(name, _FACTOR)
+    least = 0.0 if name in ("Posterize", "Solarize") else -most
+    if not least <= magnitude <= most:  # not true of what is no number either
+        raise ValueError(f"[{number}, {magnitude!r}]: {name} takes a magnitude from {least:g} to {most:g}")
     return number, float(magnitude)
 
 

@@ -18,7 +18,8 @@ class ShardFile:
     """What was written of one tar: `00000.json` beside `00000.tar`. A tar without it is not done.
 
     checksum: blake2b of 128 bits of the tar. picture_bytes: of its pictures alone. left_out: [key, reason] of pairs whose picture could not
-    be read. captions: how many synthetic ones by origin. errors: what storing changed, by the name of the rows (packing.error).
+    be read. captions: how many synthetic ones by origin. errors: what storing changed, by the name of the rows (packing.error). made_from:
+    digest of everything that the tar was made from, "" where it is not said.
     """
 
     checksum: str
@@ -28,6 +29,12 @@ class ShardFile:
     left_out: list[list[str]] = field(default_factory=list)
     captions: dict[str, int] = field(default_factory=dict)
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    made_from: str = ""
+
+    @property
+    def asked(self) -> int:
+        """Pairs that it was made from, those left out included."""
+        return self.pairs + len(self.left_out)
 
     @classmethod
     def beside(cls, tar: Path) -> ShardFile | None:

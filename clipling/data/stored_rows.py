@@ -94,6 +94,11 @@ class Records(Sequence):
             self._magnitudes.extend(strength for _, strength in record.operations)
             self._ends.append(len(self._operations))
 
+    @property
+    def operated(self) -> int:
+        """How many do more than crop and mirror."""
+        return int((np.diff(np.frombuffer(self._ends, np.int64)) > 0).sum())
+
     def __len__(self) -> int:
         return len(self._flips)
 

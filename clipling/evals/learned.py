@@ -8,6 +8,8 @@ from typing import Any
 from clipling.adapt.wise_ft import standard_error
 from clipling.evals.chance import judged
 
+FEW = 100  # held-out pairs below which a recall says little
+
 
 def no_better_than_start(summary: Mapping[str, Any]) -> tuple[str, float, float] | None:
     """(metric, start, end) of a run whose val is within two standard errors of its start, or below; None where it is above, or
@@ -19,8 +21,12 @@ def no_better_than_start(summary: Mapping[str, Any]) -> tuple[str, float, float]
     start, end = (_both_ways(summary.get(key) or {}, metric) for key in ("untrained", "val"))
     if start is None or end is None:
         return None
-    doubt = 2 * max(standard_error(start, pairs), standard_error(end, pairs))
-    return (metric, start, end) if end - start <= doubt else None
+    return (metric, start, end) if end - start <= noise(start, end, pairs) else None
+
+
+def noise(start: float, end: float, pairs: int) -> float:
+    """Two standard errors: of the two recalls the larger one's."""
+    return 2 * max(standard_error(start, pairs), standard_error(end, pairs))
 
 
 def _both_ways(metrics: Mapping[str, float], metric: str) -> float | None:

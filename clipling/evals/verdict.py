@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from clipling.evals.chance import KS, chance, judged, too_few
-from clipling.evals.learned import no_better_than_start
+from clipling.evals.learned import FEW, no_better_than_start
 from clipling.evals.measure import Cell, Difference, budgets_differ, with_means
 from clipling.evals.results import Result
 from clipling.evals.runs import Arm
@@ -156,7 +156,9 @@ def _against_start(verdict: Verdict, rows: Sequence[Row]) -> None:
             found = no_better_than_start(run.summary)
             if found is not None:
                 metric, start, end = found
-                verdict.tone, verdict.title = "loss", "Training did not help"
+                few = int(run.summary["val_pairs"]) < FEW
+                title = "Too few held-out pairs to tell whether training helped" if few and end > start else "Training did not help"
+                verdict.tone, verdict.title = "loss", title
                 verdict.text = (
                     f"{row.arm.label} (seed {run.seed}) does not beat its untrained start on val: "
                     f"{percent(end)} {metric} against {percent(start)}. " + verdict.text

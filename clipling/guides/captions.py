@@ -16,7 +16,7 @@ from PIL import Image
 from clipling.data.pairs import hash_bytes
 from clipling.data.reading import clean_captions, field_of, text_of, texts_of
 from clipling.errors import UserError, near
-from clipling.guides.rewrite import rewrites
+from clipling.guides.rewrite import VERSION, rewrites
 from clipling.objectives.load import explain, load_object
 
 KINDS = ("others", "field:NAME", "template:NAME", "rules", "./file.py:function", "coca:MODEL@TAG", "transformers:NAME")
@@ -83,7 +83,8 @@ class Template:
         self.made_by = f"{len(TEMPLATES)} templates around the field {self.name}"
 
     def captions(self, items: Sequence[Item]) -> list[list[str]]:
-        labels = [text_of(field_of(item.extras, self.name)) for item in items]
+        found = [field_of(item.extras, self.name) for item in items]
+        labels = [text_of(value) if isinstance(value, str | int | float) else "" for value in found]  # a list or mapping is no label
         return [[t.format(label.replace("_", " ")) for t in TEMPLATES] if label else [] for label in labels]
 
 
@@ -155,7 +156,7 @@ def captioner(spec: str) -> Captioner:
     if spec == "others":
         return Others()
     if spec == "rules":
-        return Rewriter(rewrites, "rules", "clipling's rule-based rewriter")
+        return Rewriter(rewrites, "rules", f"clipling's rule-based rewriter, version {VERSION}")
     if kind in ("field", "template") and rest:
         return Field(rest) if kind == "field" else Template(rest)
     if kind == "coca" and "@" in rest:

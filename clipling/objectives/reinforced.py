@@ -11,6 +11,7 @@ models, (0.25, 0.75) for MobileCLIP-B.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -55,9 +56,21 @@ class Reinforced(Term):
         self.parts = some_of("parts", parts, PARTS)
         self.scales = scales if scales is None or isinstance(scales, int | float) else list(scales)
         given = [] if scales is None else self.scales if isinstance(self.scales, list) else [self.scales]
-        if not all(isinstance(s, int | float) and s > 0 for s in given) or self.scales == []:
-            raise UserError(f"scales={scales!r}: expected a positive number, or one for each teacher, or None for those they learned")
+        if not all(isinstance(s, int | float) and not isinstance(s, bool) and 0 < s < math.inf for s in given) or self.scales == []:
+            raise UserError(f"scales={scales!r}: expected a positive number, or one for each teacher, or null for those they learned")
+        self._check_ignored()
         self.needs = self._needs()
+
+    def _check_ignored(self) -> None:
+        """Raises UserError for what is said of a part that is not made."""
+        for part, name, value, default in (
+            ("clip", "same", self.same, "ignore"),
+            ("distill", "scales", self.scales, None),
+            ("distill", "kl", self.kl, False),
+        ):
+            if part not in self.parts and value != default:
+                given = str(default).lower() if default is not None else "null"
+                raise UserError(f"{name}={value!r} would be ignored: `{part}` has weight 0. Set {name}={given}, or give {part} a weight")
 
     def _needs(self) -> frozenset[str]:
         texts = {"main": "text", "syn": "text:syn", "mix": "text:mix"}
@@ -69,7 +82,8 @@ class Reinforced(Term):
             return
         names = teacher_names(dims)
         if isinstance(self.scales, list) and len(self.scales) != len(names):
-            raise UserError(f"scales={self.scales}: {len(self.scales)} numbers for the {len(names)} teachers {', '.join(names)}")
+            of = f"the teacher {names[0]}" if len(names) == 1 else f"the {len(names)} teachers {', '.join(names)}"
+            raise UserError(f"scales={self.scales}: {len(self.scales)} number{'s' * (len(self.scales) > 1)} for {of}")
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         made = {part: [] for part in self.parts}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipling.build import make_objective
+from clipling.build import active_terms, make_objective, make_term, needs
 from clipling.data.images import decode
 from clipling.data.loader import HostBatch
 from clipling.data.views import eval_pixels
@@ -25,13 +25,15 @@ from clipling.engine.optim import build_optimiser, set_rate
 from clipling.engine.runtime import Runtime
 from clipling.engine.step import Stepper
 from clipling.errors import UserError
+from clipling.guides.stored_teacher import StoredTeacher
 from clipling.models.dual import Student
 from clipling.models.hub import new_student
 from clipling.objectives.contrastive import Clip
 from clipling.objectives.term import Objective
 from clipling.planning.hours import Rates
 from clipling.planning.sizes import Shape
-from clipling.recipe import Recipe
+from clipling.planning.stored import StoredPlan, made_up_teachers, measured, stored_plan
+from clipling.recipe import Recipe, with_settings
 from clipling.starts import student_config
 
 SECONDS = 2.0  # of each measurement
@@ -50,10 +52,18 @@ class Calibration:
     rates: Rates
     device: str
     threads: int
+    stored: StoredPlan | None = None
 
 
-def calibrate(recipe: Recipe, captions: float = 1.0, seconds: float = SECONDS) -> Calibration:
-    """Measures the recipe's student and encoders on made-up pairs, `seconds` each. captions: of a pair.
+def calibrate(
+    recipe: Recipe,
+    captions: float = 1.0,
+    seconds: float = SECONDS,
+    stored: StoredPlan | None = None,
+    teachers: Mapping[str, Student] | None = None,
+) -> Calibration:
+    """Measures the recipe's student and encoders on made-up pairs, `seconds` each. captions: of a pair. stored: the reinforced source of a
+    recipe that reads one; teachers: the models that make it, measured as well.
 
     Raises UserError for a recipe whose student is cut out of a teacher: there is nothing to measure yet.
     """
@@ -63,11 +73,16 @@ def calibrate(recipe: Recipe, captions: float = 1.0, seconds: float = SECONDS) -
             f"the recipe {recipe.name!r} makes its student from a model that is opened only in training. Plan with a student of its size: "
             "--set student.config=NAME student.inherit=null student.text=config student.space=own"
         )
+    stored = stored or stored_plan(recipe, captions)
+    if stored is not None:
+        recipe = with_settings(recipe, {"reinforced.teachers": dict(stored.dims)})
     runtime = Runtime(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     student = new_student(student_config(recipe, {}), seed=recipe.seed).to(runtime.device).train()
     with freed_memory_kept():
         train, per_sample = training(student, recipe, runtime, seconds)
         image, text, dims, flop = encoders(recipe, seconds)
+        if stored is not None and teachers:
+            stored = measured(stored, {name: model.to(runtime.device) for name, model in teachers.items()}, rate, seconds)
     shape = Shape(
         parameters=student.sizes()["total"],
         heads=heads(recipe, student, dims),
@@ -83,12 +98,17 @@ def calibrate(recipe: Recipe, captions: float = 1.0, seconds: float = SECONDS) -
         views=recipe.guide.views if recipe.guide and recipe.guide.active == "views" else 0,
         k=recipe.guide.k if recipe.guide else 0,
         by_caption=bool(recipe.guide and recipe.guide.query == "caption"),
+        stored_bytes=stored.bytes_a_pair(stored.storage) if stored else 0.0,
+        augmentations=stored.augmentations if stored else 0,
+        synthetic=stored.synthetic if stored else 0.0,
     )
-    own_flop = train_flop(student)
+    own_flop = train_flop(student, len(texts_of_step(recipe)))
     if recipe.guide is not None and recipe.guide.active == "online":  # the frozen encoder sees every crop
         train, own_flop = 1 / (1 / train + 1 / image), own_flop + flop[0]
-    rates = Rates(train, gemm(runtime.device, seconds), decoding(student.image_size, seconds), own_flop, image, text, *flop)
-    return Calibration(shape, rates, runtime.device.type, torch.get_num_threads())
+    decoded = decoding(student.image_size, seconds)
+    making = (stored.teacher_seconds, stored.teacher_flop, stored.replay_seconds + 1 / decoded) if stored else ()
+    rates = Rates(train, gemm(runtime.device, seconds), decoded, own_flop, image, text, *flop, *making)
+    return Calibration(shape, rates, runtime.device.type, torch.get_num_threads(), stored)
 
 
 def rate(call: Callable[[], object], count: int, seconds: float) -> float:
@@ -104,12 +124,14 @@ def rate(call: Callable[[], object], count: int, seconds: float) -> float:
 
 
 def training(student: Student, recipe: Recipe, runtime: Runtime, seconds: float) -> tuple[float, float]:
-    """Pairs a second of a training step (loss of `clip`: guidance adds a few percent), and bytes of activations of one pair."""
+    """Pairs a second of a training step (loss of `clip`, or of what learns from stored teachers: guidance adds a few percent), and bytes of
+    activations of one pair."""
     n = min(MOST_AT_ONCE, recipe.optimiser.batch)
-    objective = Objective({"clip": Clip()}, {"clip": 1.0})
+    teachers = made_up_teachers(recipe)
+    objective = measured_objective(student, recipe, teachers).to(runtime.device)
     prepare(student, objective, recipe.compute)
-    host = made_up(student, n)
-    stepper = Stepper(student, objective, BatchMaker(None, [], runtime), runtime, recipe.seed, None, recipe.optimiser.autocast)
+    host = made_up(student, n, texts_of_step(recipe), sum(sum(teacher.dims.values()) for teacher in teachers))
+    stepper = Stepper(student, objective, BatchMaker(None, [], runtime, teachers), runtime, recipe.seed, None, recipe.optimiser.autocast)
     optimiser = build_optimiser(student, objective, recipe.optimiser)
     set_rate(optimiser, 1e-5)
 
@@ -134,27 +156,54 @@ def activation_bytes(student: Student, host: HostBatch) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        held = student.encode_image(student.normalise(host.images)), student.encode_text(host.tokens)
+        held = student.encode_image(student.normalise(host.images)), *map(student.encode_text, host.more_tokens.values() or [host.tokens])
     del held
     return float(sum(kept.values()))
 
 
-def train_flop(student: Student) -> float:
-    """FLOP of one pair, forward and backward."""
+def measured_objective(student: Student, recipe: Recipe, teachers: Sequence[StoredTeacher]) -> Objective:
+    """The recipe's terms but those that need a bank, where it learns from stored teachers; otherwise CLIP's loss."""
+    if not teachers:
+        return Objective({"clip": Clip()}, {"clip": 1.0})
+    dims = {"student": student.embed_dim}
+    for teacher in teachers:
+        dims |= teacher.dims
+    specs = active_terms(recipe)
+    terms = {name: make_term(name, spec) for name, spec in specs.items()}
+    terms = {name: term for name, term in terms.items() if not any(n.startswith("neighbours.") for n in term.needs)}
+    for term in terms.values():
+        term.setup(dims)
+    return Objective(terms, {name: specs[name].weight for name in terms})
+
+
+def texts_of_step(recipe: Recipe) -> list[str]:
+    """The views of captions that the student encodes at each step: `main` (the pairs' own), `syn`, `mix`."""
+    asked = {name.partition(":")[2] or "main" for name in needs(recipe) if name.partition(":")[0] == "student.text"}
+    return sorted(asked) if recipe.reinforced is not None else ["main"]
+
+
+def train_flop(student: Student, texts: int = 1) -> float:
+    """FLOP of one pair, forward and backward; texts: how many captions of it a step encodes."""
     host = made_up(student, 8)
     with FlopCounterMode(display=False) as counted, student.evaluating():
         student.encode_image(student.normalise(host.images))
-        student.encode_text(host.tokens)
+        for _ in range(texts):
+            student.encode_text(host.tokens)
     return FORWARD_AND_BACKWARD * counted.get_total_flops() / 8
 
 
-def made_up(student: Student, n: int) -> HostBatch:
-    """A batch of noise with captions of 5 to 15 words."""
+def made_up(student: Student, n: int, views: Sequence[str] = ("main",), stored: int = 0) -> HostBatch:
+    """A batch of noise with captions of 5 to 15 words. views: of captions; stored: the size of rows that teachers stored, 0 for none."""
     size, rng = student.image_size, np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
     tokens = student.tokenise([" ".join(WORDS[: 5 + i % 11]) for i in range(n)])
     numbers = np.arange(n, dtype=np.int64)
-    return HostBatch(0, 0, 0.0, numbers, numbers, numbers, tokens, images, np.zeros((n, 4)), np.zeros(n, dtype=bool))
+    host = HostBatch(0, 0, 0.0, numbers, numbers, numbers, tokens, images, np.zeros((n, 4)), np.zeros(n, dtype=bool))
+    if stored:
+        host.more_tokens = dict.fromkeys(views, tokens)
+        names = ["image", *("text" if view == "main" else f"text:{view}" for view in views)]
+        host.stored = {name: torch.nn.functional.normalize(torch.rand(n, stored), dim=1) for name in names}
+    return host
 
 
 def encoders(recipe: Recipe, seconds: float) -> tuple[float, float, dict[str, int], tuple[float, float]]:
@@ -181,7 +230,7 @@ def heads(recipe: Recipe, student: Student, dims: dict[str, int]) -> int:
     if recipe.teachers:
         return 0
     guide = SimpleNamespace(dims={side: size for side, size in dims.items() if size}) if recipe.guide else None
-    return sum(p.numel() for p in make_objective(recipe, student, guide).parameters())
+    return sum(p.numel() for p in make_objective(recipe, student, guide, made_up_teachers(recipe)).parameters())
 
 
 def gemm(device: torch.device, seconds: float) -> float:

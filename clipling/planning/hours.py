@@ -21,7 +21,8 @@ class Rates:
     """Work of one pair in FLOP (forward and backward; of the frozen encoders forward), and how much is done in a second.
 
     train: pairs a second. image, text: pictures and captions of the frozen encoders a second (0 without a guide). gemm: FLOP/s of fp32
-    matrix products. decode: pictures a second of one core.
+    matrix products. decode: pictures a second of one core. stored_seconds: what the teachers of a reinforced source take for one pair (0:
+    not known), stored_flop their work; crop_seconds: of decoding a picture and making the crops that they see, by one core a process.
     """
 
     train: float
@@ -32,6 +33,9 @@ class Rates:
     text: float = 0.0
     image_flop: float = 0.0
     text_flop: float = 0.0
+    stored_seconds: float = 0.0
+    stored_flop: float = 0.0
+    crop_seconds: float = 0.0
 
     def on(self, machine: Machine) -> Rates:
         """The rates of another machine: of its stated peak the assumed share; pictures are decoded by cores like this one's."""
@@ -40,7 +44,9 @@ class Rates:
         reached = machine.peak * machine.devices * UTILISATION
         encoders = {side: reached / flop for side, flop in (("image", self.image_flop), ("text", self.text_flop)) if flop}
         # Neighbours are searched by one process, in fp32: a sixteenth of a tensor core's bf16 peak, as on an A100 (19.5 of 312).
-        return replace(self, train=reached / self.train_flop, gemm=machine.peak / 16, **encoders)
+        # `clipling reinforce` runs as a process a device, each of which makes its crops and then asks the teachers.
+        stored = {"stored_seconds": self.stored_flop / reached, "crop_seconds": self.crop_seconds / machine.devices}
+        return replace(self, train=reached / self.train_flop, gemm=machine.peak / 16, **encoders, **stored)
 
 
 def hours(shape: Shape, rates: Rates, cores: int, pairs: int, epochs: float) -> dict[str, float]:
@@ -52,6 +58,8 @@ def hours(shape: Shape, rates: Rates, cores: int, pairs: int, epochs: float) -> 
         encoding = pairs * (1 + shape.views) / rates.image + pairs * shape.captions / rates.text
         found["bank"] = max(encoding, decoding) / 3600
         found["neighbours"] = search_flop(shape, pairs) / rates.gemm / 3600
+    if rates.stored_seconds:
+        found["reinforcing"] = pairs * (rates.stored_seconds + rates.crop_seconds) / 3600
     training = epochs * pairs / rates.train
     found["training"] = max(training, 0.0 if once else epochs * decoding) / 3600
     return found

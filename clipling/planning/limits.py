@@ -51,6 +51,8 @@ def limits(shape: Shape, rates: Rates, machine: Machine, epochs: float, most_hou
     ]
     if on_device:
         found.append(Limit("device memory", "bytes", machine.device_memory, lambda p: training_memory(shape), DEVICE))
+    if rates.stored_seconds:
+        found.append(Limit("hours of reinforcing", "hours", most_hours, part("reinforcing"), REINFORCING))
     if shape.guided:
         found += [
             Limit("hours of the bank", "hours", most_hours, part("bank"), BANK),
@@ -62,6 +64,7 @@ def limits(shape: Shape, rates: Rates, machine: Machine, epochs: float, most_hou
 
 TRAINING = "Train fewer epochs (samples seen, not pairs, cost time), a smaller student, or choose a larger machine (--machine)."
 DEVICE = "Set optimiser.micro_batch (the negatives stay those of the whole batch) or compute.activation_checkpointing=true."
+REINFORCING = "Fewer --augmentations, a smaller teacher, or `torchrun`: processes share the tars of `clipling reinforce`."
 BANK = "A smaller guide.image_size, fewer views, or `torchrun`: processes share the bank's blocks."
 NEIGHBOURS = "Guide with plain feature supervision alone (objective.ping.weight.nn=0 xnn=0: no tables), or `torchrun`."
 EXACT = "No need to: above it tables are approximate (faiss, recall measured). method='exact' would take time with the square of the pairs."
@@ -69,6 +72,8 @@ EXACT = "No need to: above it tables are approximate (faiss, recall measured). m
 
 def _disk_advice(shape: Shape) -> str:
     more = "; the bank grows with guide encoders' sizes and views" if shape.guided else ""
+    if shape.stored_bytes:
+        more += "; stored knowledge grows with the teachers' sizes and --augmentations, and is about half as large with --storage int8"
     return f"`clipling data pack` to smaller pictures, or stream from tars elsewhere (data.source takes several){more}."
 
 

@@ -10,6 +10,7 @@ from clipling.planning.hours import Rates, hours, starving
 from clipling.planning.limits import Limit, limits
 from clipling.planning.machines import UTILISATION, Machine
 from clipling.planning.sizes import DECODED_LIMIT, Shape, disk, memory, peak_memory, training_memory
+from clipling.planning.stored import StoredPlan
 from clipling.recipe import Recipe
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -53,6 +54,7 @@ def make_plan(
         "captions": shape.captions,
         "machine": vars(machine),
         "rates": {"train_pairs_per_s": rates.train, "decoded_per_s_and_core": rates.decode, **_encoders(rates)},
+        **({"stored": measured.stored.described()} if measured.stored else {}),
         "training_memory": training_memory(shape),
         "plans": [one(shape, rates, machine, count, epochs, ordered, price) for count in pairs],
         "limits": [described(limit, most) for limit, most in ordered],
@@ -106,6 +108,20 @@ def notes(recipe: Recipe, shape: Shape, rates: Rates, machine: Machine, measured
         found.append(f"{machine.cores} cores decode fewer pictures a second than the student sees: loading is what takes the time")
     if recipe.teachers:
         found.append("the time of teachers is not counted: features of crops that do not vary are computed once, others at every step")
+    if measured.stored is not None:
+        found += _notes_on_stored(measured.stored)
     if recipe.guide is not None:
         found.append("guidance adds up to 5 % to a step (benchmarks: ping_cost), which is not counted")
     return found
+
+
+def _notes_on_stored(stored: StoredPlan) -> list[str]:
+    found = ["pictures are those inside of the reinforced tars; the source that these are made from is not counted"]
+    if stored.assumed:
+        found.append(
+            "sizes of embeddings are those of DataCompDR's two teachers (768 + 768): give --teacher MODEL, or --set "
+            "'reinforced.teachers={first: 512}'"
+        )
+    if not stored.teacher_seconds:
+        return [*found, "the time of `clipling reinforce` is not known: give --teacher MODEL (repeatable), which is then measured"]
+    return [*found, "reinforcing: teachers, decoding and crops; captions by models (coca, transformers) are not counted"]

@@ -48,8 +48,9 @@ def plan_text(result: Mapping[str, Any], table: Any) -> str:
         rows += [["money", *(f"{p['money']:,.2f}" for p in plans)]]
     broken = [limit["name"] for limit in result["limits"] if any(limit["name"] in p["broken"] for p in plans)]
     rows += [[f"too much: {name}", *("yes" if name in p["broken"] else "" for p in plans)] for name in broken]
+    stored = stored_text(result["stored"]) if "stored" in result else []
     breaks = [limit for limit in result["limits"] if limit["most_pairs"] is not None and limit["name"] != "exact neighbours"]
-    lines = [head, "", table(header, rows), ""]
+    lines = [head, "", table(header, rows), "", *stored]
     if breaks:
         first = breaks[0]
         lines.append(f"breaks first: {first['name']}, above {count(first['most_pairs'])} pairs. {first['advice']}")
@@ -58,6 +59,14 @@ def plan_text(result: Mapping[str, Any], table: Any) -> str:
         lines.append("nothing breaks")
     lines += [f"note: {note}" for note in result["notes"]]
     return "\n".join(lines)
+
+
+def stored_text(stored: Mapping[str, Any]) -> list[str]:
+    """What is stored beside a pair, and how large that is in each format."""
+    sizes = ", ".join(f"{storage} {count:,}" for storage, count in stored["bytes_a_pair"].items())
+    teachers = " + ".join(map(str, stored["dims"].values()))
+    what = f"{stored['augmentations']} augmentations, {stored['captions']:g} own and {stored['synthetic']:g} synthetic captions"
+    return [f"stored knowledge, bytes a pair: {sizes} ({what}, embeddings of {teachers}; planned with {stored['storage']})"]
 
 
 def pilot_text(result: Mapping[str, Any], table: Any) -> str:

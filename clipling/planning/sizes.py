@@ -16,6 +16,8 @@ CAPTION_OBJECTS = 150
 TOKEN_BYTES = 4  # of each of a context; fewer where all captions are shorter
 SCORE_BYTES, TILE = 2**23, 8192  # guides/candidates.py, guides/search.py
 PROCESS_BYTES = 1.0e9  # Python, torch and its libraries
+RECORD_BYTES, OPENING_BYTES = 100, 500  # of an augmentation, held and while a reinforced source is opened (docs/reinforced.md)
+BEFORE_TRAINING = ("search of neighbours", "opening stored knowledge")  # what memory() counts that is gone when training begins
 PAIRS_FILE_ROW = 130  # key, two digests and a count in parquet; digests do not compress
 
 
@@ -25,6 +27,7 @@ class Shape:
 
     captions: a pair. parameters: of the student with its token rows; heads: of the terms. image_dim, text_dim: of the bank, 0
     without a guide. crops: whether pictures are held larger than they are seen. sample_bytes: activations of one pair in training.
+    stored_bytes: what teachers left beside a pair; augmentations, synthetic: how many crops and synthetic captions of it there are.
     """
 
     parameters: int
@@ -41,6 +44,9 @@ class Shape:
     views: int = 0
     k: int = 0
     by_caption: bool = False
+    stored_bytes: float = 0.0
+    augmentations: int = 0
+    synthetic: float = 0.0
     picture_bytes: float = JPEG_BYTES_PER_PIXEL * PACKED_SIDE**2 + TAR_BYTES
 
     @property
@@ -51,6 +57,8 @@ class Shape:
 def disk(shape: Shape, pairs: int) -> dict[str, float]:
     """Bytes of everything that a training needs on disk, by what it is."""
     found = {"pictures": pairs * shape.picture_bytes, "decoded pictures": decoded(shape, pairs)}
+    if shape.stored_bytes:
+        found["stored knowledge"] = pairs * shape.stored_bytes
     if shape.guided:
         found |= {"bank": bank(shape, pairs), "neighbour tables": tables(shape, pairs)}
     return {**found, "checkpoints": checkpoints(shape)}
@@ -91,6 +99,10 @@ def memory(shape: Shape, pairs: int) -> dict[str, float]:
         "pairs": pairs * PAIR_OBJECTS + captions * (CAPTION_OBJECTS + TOKEN_BYTES * shape.context_length),
         "order of an epoch": 3 * 8 * pairs,
     }
+    if shape.stored_bytes:
+        texts = pairs * shape.synthetic * (CAPTION_OBJECTS + TOKEN_BYTES * shape.context_length)
+        found["stored knowledge"] = pairs * shape.augmentations * RECORD_BYTES + texts
+        found["opening stored knowledge"] = pairs * shape.augmentations * (OPENING_BYTES - RECORD_BYTES)
     if shape.guided:
         # A tile of columns in fp32 and its similarities; of every pair the mean of its captions and what is found (4 bytes a dimension
         # together, as measured at 10,000 and 30,000 rows). Both spaces are searched one after the other.
@@ -106,7 +118,8 @@ def training_memory(shape: Shape) -> float:
 
 
 def peak_memory(shape: Shape, pairs: int, on_device: bool) -> float:
-    """Most RAM at a time: neighbours are searched before training begins. on_device: whether training has a memory of its own."""
+    """Most RAM at a time: sources are opened, and neighbours searched, before training. on_device: whether training has its own memory."""
     held = memory(shape, pairs)
-    fixed = sum(value for name, value in held.items() if name != "search of neighbours")
-    return fixed + max(held.get("search of neighbours", 0.0), 0.0 if on_device else training_memory(shape))
+    fixed = sum(value for name, value in held.items() if name not in BEFORE_TRAINING)
+    before = max(held.get(name, 0.0) for name in BEFORE_TRAINING)
+    return fixed + max(before, 0.0 if on_device else training_memory(shape))

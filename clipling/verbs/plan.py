@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
@@ -32,6 +32,10 @@ def plan(
     larger: str | None = None,
     guidance: bool = False,
     against: tuple[str, ...] = (),
+    teacher: tuple[str, ...] = (),
+    augmentations: int | None = None,
+    synthetic: float | None = None,
+    storage: Literal["fp32", "fp16", "int8"] | None = None,
     threads: int | None = None,
     json: bool = False,
 ) -> dict[str, Any]:
@@ -58,12 +62,18 @@ def plan(
         larger: Another student, for one pilot more: what a larger student would add.
         guidance: One pilot more with the recipe ping: what guidance would add.
         against: Models that exist (a run, a folder, NAME@TAG of open_clip), measured on the same pairs: should I train at all?
+        teacher: Of recipes that read a reinforced source: the models that make it, measured (may be repeated).
+        augmentations: Of such a source: crops of each picture (default: 10, as `clipling reinforce`).
+        synthetic: Of such a source: synthetic captions of a pair (default: 5, or 0 where the recipe looks at none).
+        storage: Of such a source: how embeddings are stored (default: fp16); the others are named too.
         threads: Threads of torch (default: OMP_NUM_THREADS, or all cores).
         json: Print as JSON.
     """
+    from clipling.models.hub import open_student
     from clipling.planning.calibrate import calibrate
     from clipling.planning.machines import machine as machine_named
     from clipling.planning.plan import counts, make_plan, number
+    from clipling.planning.stored import stored_plan
     from clipling.recipe import load_recipe, with_settings
     from clipling.run import threads as set_threads
     from clipling.verbs.train import settings_given
@@ -74,6 +84,11 @@ def plan(
     made = with_settings(load_recipe(recipe, scale=scale), {k: v for k, v in settings.items() if v is not None})
     made = with_settings(made, settings_given(set))
     set_threads(threads)
+    reinforcing = {"--teacher": teacher or None, "--augmentations": augmentations, "--synthetic": synthetic, "--storage": storage}
+    given = [name for name, value in reinforcing.items() if value is not None]
+    if given and (made.reinforced is None or pilot is not None):
+        why = "with --pilot" if pilot is not None else f"the recipe {made.name!r} reads no reinforced source (mobileclip2 does)"
+        raise UserError(f"{', '.join(given)} would be ignored: {why}. Leave it out.")
     if pilot is not None:
         from clipling.planning.pilot import run_pilot, seconds
 
@@ -98,4 +113,7 @@ def plan(
         raise UserError("how many pairs? Give --pairs, for example --pairs 1M or --pairs 10k,1M,5B")
     free = None if disk is None else number(disk, "--disk"), None if memory is None else number(memory, "--memory")
     chosen = machine_named(machine, *free)
-    return make_plan(made, calibrate(made, captions), chosen, counts(pairs), hours, price)
+    wanted = counts(pairs)
+    models = {f"teacher{n}" if n > 1 else "teacher": open_student(spec) for n, spec in enumerate(teacher, 1)}
+    stored = stored_plan(made, captions, models, augmentations, synthetic, storage)
+    return make_plan(made, calibrate(made, captions, stored=stored, teachers=models), chosen, wanted, hours, price)

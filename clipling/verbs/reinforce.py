@@ -53,36 +53,58 @@ def reinforce(
         threads: Threads of torch (default: OMP_NUM_THREADS, or all cores).
         json: Print as JSON.
     """
-    import os
+    import sys
 
-    from clipling.card_rows import short
+    from clipling.card_rows import last_parts
     from clipling.data.source import open_pairs
     from clipling.data.views import Augment
     from clipling.guides.captions import Captions, captioner
+    from clipling.guides.captions_found import captions_found
     from clipling.guides.progress import ShowProgress, silent
     from clipling.guides.reinforce import Settings
     from clipling.guides.reinforce import reinforce as make
     from clipling.guides.teacher import gate as pass_gate
     from clipling.models.hub import open_student
-    from clipling.models.licences import licences_of
+    from clipling.models.licences import UNKNOWN, licences_of
+    from clipling.processes import rank_and_world
     from clipling.run import threads as set_threads
 
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = rank_and_world()
     settings = Settings(augmentations, Augment(scale=crop, flip=flip), operations != "none", storage, shard, seed)
     if not teacher:
         raise UserError("reinforce asks at least one teacher: give --teacher MODEL")
+    if len(teacher) > len(dict.fromkeys(teacher)):
+        raise UserError(f"--teacher {' '.join(teacher)}: one is given twice. It would be asked twice, and two equal teachers teach as one.")
     asked = Captions([captioner(spec) for spec in captions])
     set_threads(threads)
     models = {f"teacher{n}" if n > 1 else "teacher": open_student(spec) for n, spec in enumerate(teacher, 1)}
     pairs = open_pairs(source, image_column=image_column, caption_column=caption_column, group=group)
+    lacking = [f"warning: {said}" for said in captions_found(pairs, asked)]
+    if lacking and rank == 0:
+        print("\n".join(lacking), file=sys.stderr, flush=True)
     progress = silent if json or rank else ShowProgress()
     begun = (out / "reinforced.json").is_file()  # then they have passed
     for (name, model), spec in zip(models.items(), teacher, strict=True):
-        if gate == "on" and not begun and rank == 0:
+        if gate == "on" and not begun:  # in every process: none begins what another one refuses
             _passes(pass_gate, name, model, pairs, spec)
-    licences = {short(name): found.text for spec in teacher for name, found in licences_of(spec).items()}
-    made = make(pairs, out, models, asked, settings, licences=licences, check=check, rank=rank, world=world, progress=progress)
-    return {"out": str(out), **made}
+    known = {spec: licences_of(spec) for spec in teacher}
+    licences = {last_parts(name): found.text for of_one in known.values() for name, found in of_one.items()}
+    licences |= {last_parts(spec): UNKNOWN for spec in teacher if not known[spec]}
+    named = {name: last_parts(spec) for name, spec in zip(models, teacher, strict=True)}
+    told: dict[str, Any] = {"licences": licences, "named": named, "progress": progress}
+    try:
+        made = make(pairs, out, models, asked, settings, check=check, rank=rank, world=world, **told)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_stopped(out, -(-len(pairs) // shard))) from None
+    return {"out": str(out), "checked": check, **made}
+
+
+def _stopped(out: Path, shards: int) -> str:
+    """After Ctrl-C: what is there, and how to go on."""
+    from clipling.data.shard_files import ShardFile
+
+    there = sum(ShardFile.of(out, number) is not None for number in range(shards))
+    return f"{there} of {shards} tars are finished and stay in {out}: the same command goes on from there."
 
 
 def _passes(gate: Any, name: str, model: Any, pairs: Any, spec: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import pickle
 import shutil
 
@@ -12,12 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
+from clipling.data import stored_rows
 from clipling.data.knowledge import Knowledge
 from clipling.data.packing import packed
-from clipling.data.reinforced import TeacherInfo, npz_bytes, read_npz
+from clipling.data.reinforced import TeacherInfo
 from clipling.data.replay import replay
 from clipling.data.source import open_pairs
+from clipling.data.stored_arrays import npz_bytes, read_npz
+from clipling.data.stored_rows import StoredRows
 from clipling.errors import UserError
+from clipling.models.hub import new_student
 from tests.reinforcing import in_json, made, pictures, reinforced, repacked, teachers
 
 
@@ -283,3 +288,122 @@ def test_storages_by_size(tmp_path):
     assert sizes["fp32"] == 2 * sizes["fp16"]
     assert sizes["fp32"] / 4 < sizes["int8"] < sizes["fp32"] / 3.5
     assert set(read_npz(npz_bytes(packed("x", np.ones((1, 2), np.float32), [2], "int8")))) == {"x", "x_scale"}
+
+
+# What belongs together: teachers, captions, pictures, crops
+
+
+def without(*names: str):
+    """A change for `repacked`: paug.json as it was before it had these."""
+
+    def change(name, data):
+        if not name.endswith("paug.json"):
+            return name, data
+        found = {key: value for key, value in json.loads(data).items() if key not in names}
+        if "identity" in names:
+            found["teachers"] = [row[:3] for row in found["teachers"]]
+        return name, json.dumps(found).encode()
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def others(folder):
+    """The same pairs by other teachers, which are called alike and have rows of the same sizes."""
+    models = {**teachers(), "second": new_student("tiny_vit_32", seed=17).eval()}
+    made(open_pairs(str(folder / "pictures")), folder / "others", asked=models, storage="fp32")
+    return folder / "others"
+
+
+def test_tars_of_different_teachers_in_one_folder_are_refused(folder, others, pairs, tmp_path):
+    shutil.copytree(folder / "out", tmp_path / "mixed")
+    for end in ("tar", "json"):
+        shutil.copy(others / f"00002.{end}", tmp_path / "mixed" / f"00002.{end}")
+    with pytest.raises(UserError, match=r"4 of 24 pairs .*: 4 other teachers(.*\n)*.*its second is another model .* keep them apart"):
+        Knowledge(open_pairs(str(tmp_path / "mixed")))
+    with pytest.raises(UserError, match="24 other teachers"):
+        Knowledge(open_pairs(f"{folder / 'out'}::{others}"))
+    assert not Knowledge(open_pairs(str(others))).unchecked()
+    seen = Knowledge(pairs).describe()["teachers"]
+    assert len({teacher["identity"] for teacher in seen} | {None}) == 3
+
+
+def test_files_that_do_not_say_their_teachers_open_and_that_is_said(folder, pairs, knowledge, tmp_path):
+    older = open_pairs(str(repacked(folder / "out", tmp_path / "a.tar", without("identity", "texts"))))
+    found = Knowledge(older)
+    assert by_key(older, found) == by_key(pairs, knowledge)
+    (said,) = found.unchecked()
+    assert "which teachers they are of (all), whether captions are those that the teachers read (all)" in said
+    assert found.describe()["pairs_without_teachers_identities"] == found.describe()["pairs_without_digests_of_texts"] == 24
+    few = repacked(
+        folder / "out", tmp_path / "b.tar", lambda n, d: without("identity")(n, d) if n.startswith("00") and n < "003" else (n, d)
+    )
+    (said,) = Knowledge(open_pairs(str(few))).unchecked()
+    assert "which teachers they are of (3)" in said
+    assert "captions" not in said
+    assert knowledge.unchecked() == []
+
+
+def test_captions_that_were_changed_after_the_teachers_read_them_are_refused(folder, tmp_path):
+    """As many as before: the embeddings would belong to other words."""
+
+    def swapped(name, data):  # the last of a pair's captions first
+        is_pair = name.startswith("005") and name.endswith(".json") and not name.endswith(("paug.json", "syn.json"))
+        return name, in_json(data, captions=json.loads(data)["captions"][::-1]) if is_pair else data
+
+    with pytest.raises(UserError, match=r"1 of 24 pairs .*: 1 changed captions(.*\n)*.*005%2Ejpg: its captions were changed after"):
+        Knowledge(open_pairs(str(repacked(folder / "out", tmp_path / "a.tar", swapped))))
+
+    def rewritten(name, data):
+        if not (name.startswith("007") and name.endswith("syn.json")):
+            return name, data
+        found = json.loads(data)
+        return name, in_json(data, syn_text_rules=["nothing of the kind", *found["syn_text_rules"][1:]])
+
+    changed = open_pairs(str(repacked(folder / "out", tmp_path / "b.tar", rewritten)))
+    with pytest.raises(UserError, match=r"1 changed captions(.*\n)*.*007%2Ejpg: the texts of syn_text_rules were changed"):
+        Knowledge(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"size": [4000, 4000], "param_aug": [[[3000, 0, 10, 10], None]] * 3}, "says that the picture is 4000 x 4000, and it is 60 x 50"),
+        ({"size": None, "param_aug": [[[45, 0, 10, 10], None]] * 3}, "a crop does not lie inside of the picture of 60 x 50"),
+        ({"param_aug": [[[0, 0, 10, 10], [[10, 12.0]]]] * 3}, "Posterize takes a magnitude from 0 to 8"),
+    ],
+)
+def test_what_would_break_in_training_is_refused_at_opening(folder, tmp_path, changes, reason):
+    """Of the very picture that is named by its hash."""
+
+    def change(name, data):
+        return name, in_json(data, **changes) if name == "000%2Epng.paug.json" else data
+
+    with pytest.raises(UserError, match=rf"1 of 24 pairs .*(.*\n)*.*000%2Epng: .*{reason}"):
+        Knowledge(open_pairs(str(repacked(folder / "out", tmp_path / "x.tar", change))))
+
+
+def test_a_member_that_is_too_large_is_not_read(folder, tmp_path, monkeypatch):
+    path = repacked(folder / "out", tmp_path / "x.tar")
+    monkeypatch.setattr("clipling.data.knowledge.LARGEST", 1000)
+    with pytest.raises(UserError, match=r"24 of 24 pairs .*\n.*npz has 0 MB; no more than"):
+        Knowledge(open_pairs(str(path)))
+
+
+def test_few_files_are_open_at_once(pairs, knowledge, monkeypatch):
+    """Rows of many tars in any order: the file that was opened first is closed for the next."""
+    monkeypatch.setattr(stored_rows, "OPEN_FILES", 2)
+    rows = StoredRows()
+    rows.dims = [48, 64]
+    expected = knowledge.image(np.arange(72))
+    by_tar = knowledge._image
+    for i in range(72):
+        rows.add(expected[i : i + 1], f"{i % 5}/{by_tar.files[by_tar._file[i]]}", by_tar._at[i], None)
+    rows.files = [path.partition("/")[2] for path in rows.files]  # 72 entries: each is opened as a file of its own
+    opened = []
+    plain = stored_rows.open if hasattr(stored_rows, "open") else open
+    monkeypatch.setattr(stored_rows, "open", lambda *a, **k: opened.append(plain(*a, **k)) or opened[-1], raising=False)
+    order = np.random.default_rng(0).permutation(72)
+    np.testing.assert_allclose(rows[order], expected[order], atol=1e-6)
+    assert len(rows._open) == 2
+    assert sum(not file.closed for file in opened) == 2

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipling.data.packing import SCALE, error, packed, unpacked
-from clipling.data.reinforced import FormatError, Sample, TeacherInfo, array_name, members, npz_bytes, read_npz, read_pickle, read_sample
+from clipling.data.reinforced import Sample, TeacherInfo, array_name, members, read_sample, texts_digest
 from clipling.data.replay import Record
+from clipling.data.stored_arrays import FormatError, npz_bytes, read_npz, read_pickle
 from clipling.errors import UserError
 from tests.objectives.golden import unit
 
@@ -200,3 +201,66 @@ def test_embeddings_that_are_no_directions_are_refused():
         }
         with pytest.raises(FormatError, match="text_emb holds numbers that are not finite, or rows of zeros"):
             read_sample(found, 1)
+
+
+def zipped(tensors: dict[str, torch.Tensor], **how) -> bytes:
+    held = io.BytesIO()
+    torch.save(tensors, held, **how)
+    return held.getvalue()
+
+
+def test_tensors_that_say_they_are_huge_are_refused():
+    """In a few bytes each: a zip whose parts are packed once more, a number that claims to repeat itself, a form that lists no parts."""
+    held = io.BytesIO()
+    content = zipped({"image_emb": torch.zeros(17 * 2**20)[:1]})  # one number, out of 68 MB that come with it
+    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as after:
+        for info in before.infolist():
+            after.writestr(info.filename, before.read(info))
+    repeated = zipped({"image_emb": torch.zeros(1).expand(2**20, 2**20)})
+    halves = zipped({"image_emb": torch.zeros(1, dtype=torch.bfloat16).expand(9 * 2**20, 2)})  # 36 MB, and 72 MB once float32
+    shared = zipped(dict.fromkeys(map(str, range(9)), torch.zeros(2 * 2**20)))  # 8 MB nine times
+    for packed_again in (held.getvalue(), repeated, halves, shared):
+        compressed = gzip.compress(packed_again)
+        assert len(packed_again) < 2**24
+        with pytest.raises(FormatError, match="more than 64 MB"):
+            read_pickle(compressed)
+    with pytest.raises(FormatError, match="tensors alone"):
+        read_pickle(gzip.compress(zipped({"image_emb": torch.zeros(3)}, _use_new_zipfile_serialization=False)))
+    assert read_pickle(gzip.compress(zipped({"image_emb": torch.ones(2, 3).bfloat16()})))["image_emb"].tolist() == [[1, 1, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_one_array_of_all_captions_has_to_have_as_many_rows(more):
+    """DataCompDR's layout: one real and two synthetic captions in `text_emb`. With more or fewer rows nobody knows whose they are."""
+    found, _ = apples("npz")
+    held = io.BytesIO()
+    np.savez_compressed(held, image_emb=rows(2, 1), text_emb=rows(3 + more, 2))
+    with pytest.raises(FormatError, match="lack syn_text_emb"):
+        read_sample(found | {"npz": held.getvalue()}, 1, TEACHERS)
+
+
+def test_texts_have_digests_that_any_change_changes():
+    said = texts_digest(["a dog", "two cats"])
+    assert said == texts_digest([" a dog", "two cats", "a dog"])  # as readers clean them
+    others = [["two cats", "a dog"], ["a dog"], ["a dogtwo cats"], ["a do", "gtwo cats"], ["a dog", "two Cats"], []]
+    assert len({said, *map(texts_digest, others)}) == 7
+    one = sample()
+    one.digests = {"text": said, "rules": texts_digest(["one", "two"])}
+    back = read_sample(members(one, "fp32", flips=True), 3)
+    assert back.digests == one.digests
+    one.synthetic["rules"] = ["one", "tvo"]
+    with pytest.raises(FormatError, match="syn_text_rules were changed"):
+        read_sample(members(one, "fp32", flips=True), 3)
+
+
+def test_a_teachers_identity_goes_through_a_file():
+    one = sample()
+    one.teachers = [TeacherInfo("a", 5, 70.0, "abc"), TeacherInfo("b", 3)]
+    assert read_sample(members(one, "fp32", flips=True), 3).teachers == one.teachers
+
+
+@pytest.mark.parametrize("edit", [{"texts": ["a"]}, {"texts": {"text": 3}}, {"teachers": [["t", 4, 1.0, "x", "y"]]}, {"size": [1e999, 2]}])
+def test_more_edits_that_are_named(edit):
+    found = {"paug.json": json.dumps({"param_aug": [], "teachers": [["t", 4, 1.0]], **edit}).encode()}
+    with pytest.raises(FormatError, match=r"paug.json: (texts|teachers|size)"):
+        read_sample(found, 1)

@@ -129,3 +129,34 @@ def test_anything_else_is_refused_or_read(content):
 def test_mistakes(content):
     with pytest.raises(ValueError):
         Record.from_json(content)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [[10, 9.0], [10, -1.0], [10, 1e5], [11, 300], [11, -1], [5, 1e5], [1, 99.0], [3, 300.0], [6, -50.0], [10, True]],
+)
+def test_magnitudes_that_no_operation_takes(operation):
+    with pytest.raises(ValueError, match=r"RandAugment|takes a magnitude from"):
+        Record.from_json([[0, 0, 5, 5], [operation]])
+
+
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(st.integers(0, len(OPERATIONS) - 1), st.floats(-400, 400) | st.floats(-12, 12) | st.integers(-12, 300))
+def test_what_is_read_can_be_done(number, strength):
+    """A record that opening takes does not break a training at its ten thousandth step."""
+    try:
+        record = Record.from_json([[1, 2, 30, 40], [[number, strength]]])
+    except ValueError:
+        return
+    made = replay(picture(), record, 24)
+    assert made.shape == (24, 24, 3)
+    assert made.dtype == np.uint8
+
+
+def test_all_that_torchvision_draws_is_taken():
+    """At any of its bins, not only at the one that DataCompDR drew from."""
+    for number, name in enumerate(OPERATIONS):
+        magnitudes, signed = SPACE.get(name, (np.zeros(1), False))
+        for strength in np.atleast_1d(np.asarray(magnitudes, dtype=float)).tolist():
+            for sign in (1, -1) if signed else (1,):
+                Record.from_json([[0, 0, 5, 5], [[number, sign * strength]]])

@@ -178,7 +178,12 @@ def test_mistakes_are_named():
         Reinforced("all")
     with pytest.raises(UserError, match="positive number"):
         Reinforced(scales=[70.0, 0.0])
-    with pytest.raises(UserError, match="1 numbers for the 2 teachers one, two"):
+    for scales in (True, float("inf"), [70.0, float("nan")]):
+        with pytest.raises(UserError, match="positive number"):
+            Reinforced(scales=scales)
+    with pytest.raises(UserError, match="2 numbers for the teacher one"):
+        Reinforced(scales=[70.0, 60.0]).setup({"student": 4, "teacher.one": 4})
+    with pytest.raises(UserError, match="1 number for the 2 teachers one, two"):
         Reinforced(scales=[70.0]).setup({"student": 4, "teacher.one": 4, "teacher.two": 4})
     with pytest.raises(UserError, match="there is none"):
         Reinforced().setup({"student": 4})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from clipling.engine.runtime import Runtime
 from clipling.engine.step import Stepper
 from clipling.errors import UserError
 from clipling.models.hub import open_student, save_student
+from clipling.models.licences import AMLR
 from clipling.objectives.contrastive import Clip
 from clipling.objectives.reinforced import Reinforced
 from clipling.objectives.term import Objective
@@ -19,6 +21,7 @@ from clipling.run import make_job, train
 from tests.reinforcing import made, reinforced, teachers
 from tests.toy import toy_folder
 
+CLIP_ALONE = {"objective.reinforced.weight": {"clip": 1.0, "distill": 0.0}}
 LOOSE = {"data.workers": 0, "evaluation.log_every": 1, "optimiser.batch": 8, "max_steps": None}
 
 
@@ -157,11 +160,19 @@ def test_a_live_teacher_in_its_place(tmp_path):
         ({"reinforced": None}, "synthetic captions, but the recipe has no `reinforced`"),
         ({"reinforced.origins": "coca"}, "no synthetic caption of an origin that fits 'coca'"),
         ({"reinforced.origins": "coca", "objective.reinforced.options": {"captions": "real"}}, "would be ignored"),
-        ({"objective.reinforced.options": {"captions": "both", "scales": [70.0]}}, "1 numbers for the 2 teachers first, second"),
+        ({"objective.reinforced.options": {"captions": "both", "scales": [70.0]}}, "1 number for the 2 teachers first, second"),
         (
             {"objective": {"clip": {"use": "clipling.objectives.contrastive:Clip"}}, "objective.reinforced.weight": 0.0},
             "no term of the objective uses it",
         ),
+        ({"objective.reinforced.options": {"captions": "both", "scales": [70.0, 60.0, 50.0]}}, "3 numbers for the 2 teachers"),
+        ({"objective.reinforced.options": {"same": "positive"}}, "same='positive' would be ignored: `clip` has weight 0"),
+        ({"objective.reinforced.weight": {"clip": 1.0, "distill": 0.0}}, "scales=100.0 would be ignored: `distill` has weight 0"),
+        ({**CLIP_ALONE, "objective.reinforced.options": {"kl": True}}, "kl=True would be ignored"),
+        ({"objective.reinforced.options": {"scales": True}}, "scales=True: expected a positive number"),
+        ({"objective.reinforced.options": {"scales": float("inf")}}, "scales=inf: expected"),
+        ({"objective.reinforced.options": {"scales": [70.0, float("nan")]}}, "scales=.*nan.*: expected"),
+        ({"reinforced.changed": "rescale"}, "changed = rescale would be ignored: no picture has changed"),
         ({"reinforced.pictures": "both"}, r"reinforced\.pictures"),
         ({"reinforced.teachers": {"a": 3}}, "its teachers are first"),
     ],
@@ -170,6 +181,36 @@ def test_settings_that_do_not_fit_together(folder, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train(small(folder, **changes), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_the_term_that_learns_from_captions_alone_takes_no_scales(folder, tmp_path):
+    train(small(folder, **CLIP_ALONE, **{"objective.reinforced.options": {"scales": None}, "max_steps": 1}), tmp_path / "run", quiet=True)
+    (step,) = [line for line in lines(tmp_path / "run") if line["kind"] == "train"]
+    assert step["terms"].keys() == {"reinforced/clip"}
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_licences_of_stored_teachers_are_those_of_live_ones(folder, tmp_path, capsys, with_manifest):
+    """A teacher for research only makes a student for research only, and the card and the run say so; without the manifest nobody knows."""
+    shutil.copytree(folder / "out", tmp_path / "source")
+    manifest = json.loads((tmp_path / "source" / "reinforced.json").read_text())
+    manifest |= {"licences": {"ViT-B-16@datacompdr": AMLR, "mine": "mit"}, "named": {"first": "ViT-B-16@datacompdr", "second": "mine"}}
+    (tmp_path / "source" / "reinforced.json").write_text(json.dumps(manifest))
+    if not with_manifest:
+        (tmp_path / "source" / "reinforced.json").unlink()
+    train(small(folder, **{"data.source": str(tmp_path / "source"), "max_steps": 1}), tmp_path / "run")
+    card, said = (tmp_path / "run" / "model" / "README.md").read_text(), capsys.readouterr().err
+    names = "ViT-B-16@datacompdr (48), mine (64)" if with_manifest else "first (48), second (64)"
+    assert f"stored   by {names}: 3 augmentations a picture, embeddings as float32; synthetic captions: " in said
+    assert ("warning: the weights of ViT-B-16@datacompdr may not be used commercially" in said) == with_manifest
+    assert ("**Not for commercial use as it stands:** `ViT-B-16@datacompdr`" in card) == with_manifest
+    if with_manifest:
+        assert f"- `ViT-B-16@datacompdr`: {AMLR}" in card
+        assert "- `mine`: mit" in card
+        assert "not stated" not in card
+    else:
+        assert "- `stored teacher first`: not stated" in card
+        assert "- `stored teacher second`: not stated" in card
 
 
 def test_a_live_teacher_sees_no_synthetic_captions(folder, tmp_path):

@@ -15,7 +15,7 @@ SURFACE = {
     "data inspect": f"source {COLUMNS} separator group problems size rate workers json",
     "data pack": f"source out size quality shard {COLUMNS} separator group photos at_once timeout retries most_mb retry json",
     "plan": "recipe pairs machine hours disk memory captions price student epochs batch set scale pilot data val out larger guidance"
-    " against threads json",
+    " against teacher augmentations synthetic storage threads json",
     "train": f"recipe data out val guide teacher student epochs batch lr seed seeds {COLUMNS} group set scale {RUN}",
     "finetune": f"model data out val watch epochs batch lr layer_decay freeze patience wise seed {COLUMNS} group set {RUN}",
     "distill": f"teacher data out val student text text_size texts captions epochs batch lr seed {COLUMNS} group set {RUN}",
