@@ -112,7 +112,8 @@ class CoCa:
 
 
 class ImageToText:
-    """A captioning model of transformers (BLIP, GIT, ...), a folder, or a name that the hub's cache on this machine holds: one caption a picture, greedily."""
+    """A captioning model of transformers (BLIP, GIT, ...), a folder or a name in the hub's cache on this machine: one caption a picture,
+    greedily."""
 
     def __init__(self, spec: str) -> None:
         try:
@@ -124,8 +125,10 @@ class ImageToText:
             self.processor = AutoProcessor.from_pretrained(spec, local_files_only=True)
             self.model = AutoModelForImageTextToText.from_pretrained(spec, use_safetensors=True, local_files_only=True).eval()
         except Exception as error:  # transformers and the hub raise many kinds
-            why = f"cannot be opened: {str(error).strip().rstrip('.')}. Nothing is downloaded: give a folder with safetensors on this machine."
-            raise UserError(f"the captioner {spec!r} {why}") from error
+            raise UserError(
+                f"the captioner {spec!r} cannot be opened ({type(error).__name__}). Nothing is downloaded: give a folder on this machine "
+                "with safetensors, config and processor."
+            ) from error
         folder = Path(spec) if Path(spec).is_dir() else None
         self.made_by = f"{self.origin} ({weights_digest(self.model, folder)}), greedy"
 
