@@ -270,6 +270,12 @@ def test_a_field_that_was_edited_between_a_kill_and_the_resume(german, models, t
     assert in_german(edited(edited(german, 5), 1), tmp_path / "out", models)["made"] == 1
 
 
+def test_a_short_tar_that_was_edited_is_not_taken_for_one_that_grew(german, models, tmp_path):
+    in_german(german.subset(range(10)), tmp_path / "out", models)
+    with pytest.raises(UserError, match=r"other pairs: those of 00002\.tar are no longer"):
+        in_german(edited(german, 9), tmp_path / "out", models)
+
+
 def test_tars_of_another_folder_are_not_taken_for_this_ones(pairs, models, tmp_path):
     work(pairs, tmp_path / "out", models)
     other = {"first": models["first"], "second": new_student("tiny_vit_32", seed=5).eval()}
