@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from clipling.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FULL = 2**20  # bytes: a disk with less room than this is why a write failed
 
@@ -64,6 +70,31 @@ def atomic_produce(path: Path | str, produce: Callable[[Path], Any]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Makes a folder where it is absent, and holds it for this process; the system lets go when the process dies, however it dies.
+
+    Raises UserError when another process holds it, and when it cannot be made. Without locks (Windows, some file systems) nothing is held.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)  # the folder itself: no file of ours is left in it
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is {doing} {folder}. Wait for its end, or choose another folder.") from None
+        yield
+    finally:
+        os.close(held)
 
 
 def disk_error(error: OSError, path: Path | str) -> Exception:
