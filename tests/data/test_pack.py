@@ -6,13 +6,14 @@ import io
 import json
 import sys
 import tarfile
+import threading
 import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from clipling.data import index
+from clipling.data import images, index
 from clipling.data import pack as pack_module
 from clipling.data import pack_shard as pack_shard_module
 from clipling.data.images import decode
@@ -146,6 +147,32 @@ def test_pictures_as_users_have_them():
     expected = np.asarray(smooth.resize((96, 64), Image.Resampling.BICUBIC), np.float64)
     assert small.size == (96, 64)
     assert np.abs(np.asarray(small, np.float64) - expected).mean() < 2
+
+
+@pytest.mark.parametrize("size", [32, None])
+def test_huge_pictures_are_worked_on_one_at_a_time(tmp_path, monkeypatch, size):
+    """Half a megabyte of PNG may be half a gigabyte of pixels: at any time one thread alone may hold such a picture."""
+    monkeypatch.setattr(images, "LARGE_PIXELS", 100 * 100)
+    plain, holding, most = ImageFile.ImageFile.load, [], []
+
+    def load(self):
+        holding.append(threading.get_ident())
+        time.sleep(0.005)
+        most.append(len(set(holding)))
+        try:
+            return plain(self)
+        finally:
+            holding.remove(threading.get_ident())
+
+    rows = [f"{n}.{'png' if n % 2 else 'tif'},picture {n}" for n in range(8)]
+    for n in range(8):
+        put(tmp_path / rows[n].partition(",")[0], photo(n, 120, 100, "PNG" if n % 2 else "TIFF"))
+    table = put(tmp_path / "t.csv", "filepath,title\n" + "\n".join(rows))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert run(table, tmp_path / "out", size=size, at_once=8)["pairs"] == 8
+    open_pairs(str(table))
+    assert len(most) >= 16
+    assert set(most) == {1}
 
 
 def test_broken_rows_are_left_out_and_shift_nothing(tmp_path):

@@ -120,5 +120,11 @@ def test_a_ladder_fits_into_its_samples_and_is_nested():
 def test_too_little_is_said_with_what_would_do():
     with pytest.raises(UserError, match="--batch 7 or less"):
         ladder(100, 64, 20, 1e9)
+    with pytest.raises(UserError, match=r"4 batches of 2: train at once"):  # no advice that is refused again
+        ladder(19, 2, 20, 1e9)
+    for pairs in (27, 50, 1000):
+        with pytest.raises(UserError, match="--batch") as refused:
+            ladder(pairs, 999, 20, 1e9)
+        assert ladder(pairs, int(str(refused.value).partition("--batch ")[2].split()[0]), 20, 1e9)
     with pytest.raises(UserError, match="times as much"):
         ladder(6000, 256, 20, 1000)
