@@ -156,7 +156,7 @@ def _units(
     """(unit, what is said of it while it is packed)."""
     local, remote = split_remote(spec)
     timeout = packing.fetch.timeout
-    urls = [url for part in remote for url in remote_files(part, timeout)]
+    urls = list(dict.fromkeys(url for part in remote for url in remote_files(part, timeout)))
     unknown = [url for url in urls if suffix_of(url) not in _REMOTE_KINDS]
     if unknown:
         raise UserError(

@@ -187,7 +187,14 @@ def _pause(failed: int) -> None:
 
 def _state(fs: Any, name: str) -> dict[str, Any]:
     """What tells one version of a remote file from another; no size where its server does not say."""
-    info = fs.info(name)
+    try:
+        info = fs.info(name)
+    except FileNotFoundError as error:
+        # fsspec says so of every failure over http: a server that hangs or is overloaded is worth another attempt.
+        why = error.__cause__
+        if why is None or isinstance(why, _GONE) or 400 <= getattr(why, "status", 0) < 500:
+            raise
+        raise why from None
     marks = ("ETag", "etag", "mtime", "LastModified", "last_modified", "md5Hash", "created")
     return {"url": name, "size": info.get("size"), **{mark: str(info[mark]) for mark in marks if mark in info}}
 

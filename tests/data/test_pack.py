@@ -419,6 +419,23 @@ def test_a_remote_file_whose_shards_are_made_is_not_copied_again(tmp_path):
         assert got() == {"b.tar"}, "a shard that is missing is made again"
 
 
+def test_servers_that_hang_or_are_overloaded(tmp_path):
+    data = source(tmp_path).read_bytes()
+    with serving(Site()) as site:
+        site.pages |= {"slow.tar": lambda handler: time.sleep(1.5), "a.tar": flaky(2, data), "gone.tar": 404}
+        with pytest.raises(UserError, match="cannot be copied: no answer in time"):
+            run(site.url("slow.tar"), tmp_path / "slow", fetch=Fetch(timeout=0.2, retries=0))
+        assert run(site.url("a.tar"), tmp_path / "out", fetch=Fetch(timeout=5, retries=1))["pairs"] == 11
+        site.asked.clear()
+        with pytest.raises(UserError, match="not there"):
+            run(site.url("gone.tar"), tmp_path / "gone")
+        assert len(site.asked) <= 2, "what is not there is not asked for again"
+        site.pages["b.tar"] = data
+        assert run(f"{site.url('b.tar')}::{site.url('b.tar')}", tmp_path / "twice")["pairs"] == 11, (
+            "a source given twice is one, as of files"
+        )
+
+
 def test_a_copy_goes_on_where_it_was_stopped(tmp_path):
     data = np.random.default_rng(0).bytes(20 * 2**20)
     with serving(Site()) as site:
