@@ -55,6 +55,9 @@ def make_tables(
         write_pairs_file(folder / PAIRS_FILE, pairs.keys, pairs.hashes, digests, np.diff(pairs.offsets))
         if joined.image.centre is not None and joined.text.centre is not None:
             save_arrays(folder / CENTRE_FILE, image=joined.image.centre.mean, text=joined.text.centre.mean)
+        for name in (PAIRS_FILE, CENTRE_FILE):
+            for left in folder.glob(f".{name}.*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
     return tables
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from clipling.data.pairs import Pairs
 from clipling.errors import UserError
 from clipling.guides.bank import build_bank
 from clipling.guides.tables import make_tables
-from tests.guides.making import ToyImages, ToyTexts, source
+from tests.faults.killing import run_in_child
+from tests.guides.making import ToyImages, ToyTexts, files_of, source
+from tests.guides.test_kills import until_rename
 
 ENCODERS = {"image_encoder": ToyImages(), "text_encoder": ToyTexts()}
 
@@ -36,6 +40,24 @@ def states(folder, seed: int) -> tuple[Pairs, Pairs]:
     return tuple(
         Pairs.from_rows("toy", [rows[i] for i in some], [pairs.hashes[i] for i in some]) for rows, some in ((before, was), (after, now))
     )
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
+def test_an_update_that_is_killed_before_every_rename_ends_in_the_same_bytes(tmp_path):
+    _, update = updated(tmp_path, 1)
+    update()
+    whole = files_of(tmp_path / "tables")
+    for number in range(8):
+        shutil.rmtree(tmp_path / "tables")
+        child = os.fork()
+        if child == 0:
+            until_rename(number, update)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) == (number < 7)
+        assert run_in_child(update, None)
+        assert files_of(tmp_path / "tables") == whole, f"killed before rename {number}"
 
 
 def updated(tmp_path, seed: int, k: int = 4):
