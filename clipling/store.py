@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,25 +74,29 @@ def atomic_produce(path: Path | str, produce: Callable[[Path], Any]) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, doing: str) -> Iterator[None]:
+def alone(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
     """Makes a folder where it is absent, and holds it for this process; the system lets go when the process dies, however it dies.
 
-    Raises UserError when another process holds it, and when it cannot be made. Without locks (Windows, some file systems) nothing is held.
+    doing: what it is held for, such as `packing into`. Where another process holds it: a UserError, or with `wait` a word on stderr, and a
+    wait for its end. Raises UserError when the folder cannot be made. Without locks (Windows, some file systems) nothing is held.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY) if fcntl else None  # the folder itself: no file of ours is left in it
     except OSError as error:
         raise disk_error(error, folder) from error
-    if fcntl is None:
+    if held is None:
         yield
         return
-    held = os.open(folder, os.O_RDONLY)  # the folder itself: no file of ours is left in it
     try:
         with contextlib.suppress(OSError):
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another process is {doing} {folder}. Wait for its end, or choose another folder.") from None
+                if not wait:
+                    raise UserError(f"another process is {doing} {folder}. Wait for its end, or choose another folder.") from None
+                print(f"another process is {doing} {folder}: waiting for it", file=sys.stderr)
+                fcntl.flock(held, fcntl.LOCK_EX)
         yield
     finally:
         os.close(held)
