@@ -244,8 +244,31 @@ def test_an_index_that_does_not_fit_is_not_used(tmp_path, capsys):
     assert sorted(swapped.captions) == sorted(expected.captions)
     captions = dict(zip(expected.hashes, map(expected.captions_of, range(len(expected)))))
     assert all(swapped.captions_of(i) == captions[swapped.hashes[i]] for i in range(len(swapped)))
+    lines = index_of(tars[2]).read_text().split("\n")
+    index_of(tars[2]).write_text("\n".join(lines[:2]) + "\n")
+    assert read_index(tars[2]) is None, "a line is missing"
+    index_of(tars[2]).write_text("\n".join(lines))
+    assert read_index(tars[2]) is not None
+    tars[2].write_bytes(tars[2].read_bytes() + bytes(512))
+    assert read_index(tars[2]) is None, "the tar has grown"
     index_of(tars[2]).write_text("{}")
     assert read_index(tars[2]) is None
+
+
+def test_bytes_that_rotted_are_not_taken_over(tmp_path):
+    """`--retry` makes a shard again of what it holds, where that is what was written."""
+    for n in range(3):
+        put(tmp_path / f"{n}.jpg", photo(n, 40, 30))
+    table = put(tmp_path / "t.csv", "filepath,title\n0.jpg,a\n1.jpg,b\ngone.jpg,c\n2.jpg,d")
+    run(table, tmp_path / "out")
+    (made,) = (tmp_path / "out").glob("*.tar")
+    whole, entry = made.read_bytes(), read_index(made).entries[1]
+    rotten = bytearray(whole)
+    rotten[entry.offset + 300] ^= 255
+    made.write_bytes(rotten)
+    assert read_index(made) is not None
+    run(table, tmp_path / "out", retry=True)
+    assert made.read_bytes() == whole
 
 
 def test_line_breaks_that_json_leaves_alone(tmp_path):
