@@ -22,7 +22,7 @@ ENCODERS = {"image_encoder": ToyImages(), "text_encoder": ToyTexts()}
 
 
 def states(folder, seed: int) -> tuple[Pairs, Pairs]:
-    """A source before and after: pairs went and came, captions, repeats and groups were edited."""
+    """A source before and after: pairs went and came, pictures were exchanged, captions, repeats and groups edited."""
     pairs = source(folder, 70, broken=(3, 50), seed=seed)
     rng = np.random.default_rng(seed)
     before = [pairs.row(i) for i in range(70)]
@@ -36,10 +36,13 @@ def states(folder, seed: int) -> tuple[Pairs, Pairs]:
             row.captions = [f"{caption} edited" for caption in row.captions]
         if rng.random() < 0.2:
             row.group = "" if rng.random() < 0.5 else f"g{rng.integers(9)}"
+    hashes = list(pairs.hashes)
+    for one, other in ((10, 20), (30, 40)):
+        after[one].location, after[other].location = after[other].location, after[one].location
+        hashes[one], hashes[other] = hashes[other], hashes[one]
     was, now = (np.flatnonzero(rng.random(70) < 0.8) for _ in range(2))
-    return tuple(
-        Pairs.from_rows("toy", [rows[i] for i in some], [pairs.hashes[i] for i in some]) for rows, some in ((before, was), (after, now))
-    )
+    chosen = ((before, pairs.hashes, was), (after, hashes, now))
+    return tuple(Pairs.from_rows("toy", [rows[i] for i in some], [known[i] for i in some]) for rows, known, some in chosen)
 
 
 @pytest.mark.faults

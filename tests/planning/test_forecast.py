@@ -62,6 +62,15 @@ def test_small_pilots_near_chance_are_enough_for_an_interval_that_holds(exponent
     assert middle < np.median(ratios) < 2, f"the middle of the forecast is off by {np.median(ratios):.2f}"
 
 
+def test_an_interval_is_never_narrower_than_single_runs_scatter():
+    """A forecast is of one run: from seed to seed recall differs by a tenth, however well the pilots lie on a line."""
+    pairs, samples = LADDER[-1]
+    rungs = [Rung(p, s, np.full(2001, 0.02 * (p / 1536) ** 0.4 * (s / 30720) ** 0.4)) for p, s in LADDER]
+    low, high = forecast(rungs, pairs, samples).interval(0.9)
+    assert low < 0.02 < high
+    assert high - low > 2 * 1.645 * 0.1 * 0.02 * 0.98
+
+
 def test_a_ladder_that_knows_nothing_says_so():
     rng = np.random.default_rng(0)
     rungs = [Rung(p, s, resampled({"r": ((rng.random(VAL) < 0.01).astype(float), np.arange(VAL))}, draws=200)) for p, s in LADDER]
