@@ -114,6 +114,14 @@ def test_a_variant_moves_the_forecast_the_way_its_pilot_went():
     assert apart["low"] < 0 < apart["high"]
 
 
+def test_the_gain_of_one_pilot_is_no_surer_than_two_runs_are():
+    """Both arms scatter from seed to seed: a difference of two runs of the same recipe is no gain."""
+    rungs, _ = world(FORMS[0], 0)
+    same = np.full(2001, 0.2)
+    _, apart = shifted(forecast(rungs, 5632, 112640), same, same)
+    assert apart["low"] < -0.02 < 0.02 < apart["high"]
+
+
 def test_a_ladder_fits_into_its_samples_and_is_nested():
     for samples in (2e5, 6e5, 1e9):
         found = ladder(6000, 256, 20, samples)

@@ -142,6 +142,11 @@ def test_the_verb_prints_what_breaks_first_and_what_to_change(capsys, monkeypatc
     assert [line.split()[-1] for line in shown.splitlines() if line.startswith("too much: disk")] == ["yes"]
 
 
+def test_money_is_of_all_devices():
+    made = make_plan(load_recipe("ping"), MEASURED, machine("8xa100"), [1_000_000], 168, price=3.0)["plans"][0]
+    assert made["money"] == pytest.approx(3.0 * 8 * made["hours"]["all"])
+
+
 def test_numbers_with_suffixes():
     assert [number(text, "x") for text in ("20000", "10k", "1.5M", "5B", "2T", "64 G")] == [20000, 1e4, 1.5e6, 5e9, 2e12, 64e9]
     for text in ("", "k", "-3", "0", "1e400", "nan"):
