@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from clipling.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FULL = 2**20  # bytes: a disk with less room than this is why a write failed
 
@@ -64,6 +71,35 @@ def atomic_produce(path: Path | str, produce: Callable[[Path], Any]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, doing: str, wait: bool = False) -> Iterator[None]:
+    """Makes a folder where it is absent, and holds it for this process; the system lets go when the process dies, however it dies.
+
+    doing: what it is held for, such as `packing into`. Where another process holds it: a UserError, or with `wait` a word on stderr, and a
+    wait for its end. Raises UserError when the folder cannot be made. Without locks (Windows, some file systems) nothing is held.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY) if fcntl else None  # the folder itself: no file of ours is left in it
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    if held is None:
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise UserError(f"another process is {doing} {folder}. Wait for its end, or choose another folder.") from None
+                print(f"another process is {doing} {folder}: waiting for it", file=sys.stderr)
+                fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def disk_error(error: OSError, path: Path | str) -> Exception:

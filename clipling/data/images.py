@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 import warnings
 
 import numpy as np
@@ -24,6 +26,12 @@ _ORIENTATION = 0x0112
 PIXEL_LIMIT = 178_956_970
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # remarks on damaged metadata
+
+
+# A picture of more pixels (200 MB as RGB) is worked on while no other such picture is: a file of 500 kB may be one of 0.5 GB, and many
+# threads that each hold one fill any memory.
+LARGE_PIXELS = 2**26
+_LARGE = threading.RLock()
 
 
 class ImageError(ValueError):
@@ -50,6 +58,11 @@ def decode(data: bytes, pixel_limit: int = PIXEL_LIMIT, least: int | None = None
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
         raise ImageError(_reason(error)) from error
+
+
+def large_alone(pixels: int) -> contextlib.AbstractContextManager:
+    """Inside of it no other thread works on a picture of more than LARGE_PIXELS, where this one has so many."""
+    return _LARGE if pixels > LARGE_PIXELS else contextlib.nullcontext()
 
 
 def decode_fast(data: bytes, least: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -102,10 +115,11 @@ def verify(data: bytes, pixel_limit: int = PIXEL_LIMIT) -> None:
     """Raises ImageError where `decode` would, at a fraction of the cost: JPEGs are read at 1/8 of their size."""
     try:
         image = _open(data, pixel_limit)
-        image.draft(None, (1, 1))
-        image.load()
-        if image.mode not in ("RGB", "L"):
-            _to_rgb(image)
+        with large_alone(image.size[0] * image.size[1]):
+            image.draft(None, (1, 1))
+            image.load()
+            if image.mode not in ("RGB", "L"):
+                _to_rgb(image)
     except ImageError:
         raise
     except Exception as error:
@@ -119,7 +133,8 @@ def size_and_format(data: bytes) -> tuple[int, int, str]:
         # Pillow swaps the size of a turned TIFF itself, but not in all of its versions: its tags are as stored.
         tags = getattr(image, "tag_v2", {})
         width, height = int(tags.get(256, image.size[0])), int(tags.get(257, image.size[1]))
-        turned = _orientation(image) >= 5
+        with large_alone(width * height):  # of a PNG this reads all of it: EXIF may come last
+            turned = _orientation(image) >= 5
         return (height, width, image.format) if turned else (width, height, image.format)
     except ImageError:
         raise

@@ -36,7 +36,8 @@ class Mix:
         empty = [part + 1 for part, rows in enumerate(self.rows) if not len(rows)]
         if empty:
             raise UserError(f"data.weights: source number {empty[0]} has no training pairs of its own: leave it out")
-        shares /= shares.sum()
+        shares = shares / shares.max()  # first: sums of huge weights, and tiny shares of them, are no numbers
+        shares = np.maximum(shares / shares.sum(), 1e-200)
         sizes = np.array([len(rows) for rows in self.rows])
         longest = (sizes / shares).min()
         # Rounded down: rounding up could ask for a pair more than there is. A hair more, for shares that are not exact in binary.

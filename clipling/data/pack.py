@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from clipling.data.pack_copied import COPIED, Copied
 from clipling.data.pack_picture import check_settings
 from clipling.data.pack_shard import Packing, pack_shard
-from clipling.data.packed import SETTINGS_FILE, SUFFIX, index_of
+from clipling.data.packed import SETTINGS_FILE, SUFFIX, ShardIndex, index_of
 from clipling.data.pairs import Row
 from clipling.data.problems import Problem, Problems
 from clipling.data.reading import Options, combine
 from clipling.data.remote import Fetch, FetchError, remote_files, split_remote, suffix_of
 from clipling.data.source import read_parts
 from clipling.errors import UserError
-from clipling.store import read_json, write_json
+from clipling.store import alone, read_json, write_json
 
 INCOMING = "incoming"
 _REMOTE_KINDS = (".tar", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
@@ -30,14 +33,17 @@ _REMOTE_KINDS = (".tar", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 class Unit:
     """What is packed in one go: all local parts of a spec together, and each remote file by itself.
 
-    rows: of the unit, with keys that are unique in it, and the rows that its reader left out. origin: goes before keys that two units
-    share. close: takes away what was copied for it.
+    rows: of the unit, with keys that are unique in it. problems: the rows that its reader left out. origin: goes before keys that two
+    units share. name: of its shard of a number. made: its shards, where an earlier call made all of them of the same remote file. close:
+    told how many shards it has, takes away what was copied for it.
     """
 
     rows: list[Row]
     problems: list[Problem]
     origin: str
-    close: Callable[[], Any]
+    name: Callable[[int], str]
+    made: list[ShardIndex] | None
+    close: Callable[[int], Any]
 
 
 def pack(
@@ -58,7 +64,8 @@ def pack(
     The packed source has the pairs of the source in their order, with the same keys, captions, groups and extras, apart from rows that
     cannot be used, which are listed in `out/problems.tsv`; with `retry` those that could not be fetched or read before are tried again.
     progress: called with (what is done, so much of it, out of so much).
-    Raises UserError for a source that cannot be read, a folder that holds something else, a full disk, and when nothing is left.
+    Raises UserError for a source that cannot be read, a folder that holds something else or that another process packs into, a full
+    disk, and when nothing is left.
     """
     check_settings(size, quality)
     if shard < 1 or at_once < 1:
@@ -67,18 +74,28 @@ def pack(
     options = replace(options, links=True)
     settings = {"format": 1, "source": str(spec), "size": size, "quality": quality, "shard": shard}
     settings |= {name: value for name, value in vars(options).items() if name != "links"}
+    with alone(out, "packing into"):
+        return _pack(spec, out, options, settings, fetch, at_once, retry, progress)
+
+
+def _pack(
+    spec: str,
+    out: Path,
+    options: Options,
+    settings: dict[str, Any],
+    fetch: Fetch,
+    at_once: int,
+    retry: bool,
+    progress: Callable[[str, int, int], Any],
+) -> dict[str, Any]:
     _begin(out, settings)
-    packing = Packing(size, quality, fetch, at_once, retry)
+    packing = Packing(settings["size"], settings["quality"], fetch, at_once, retry, partial(_unfinish, out, settings))
     problems, counts, names = Problems(str(spec)), Counter(), []
-    for unit, number, several in _units(spec, out, options, fetch, progress):
+    for unit, what in _units(spec, out, options, packing, progress):
         problems.extend(unit.problems)
-        what = f"packing file {number + 1}" if several else "packing"
-        progress(what, 0, len(unit.rows))
-        for start in range(0, len(unit.rows), shard):
-            rows = unit.rows[start : start + shard]
-            name = f"{number:05d}-{start // shard:05d}.tar" if several else f"{start // shard:05d}.tar"
-            index, fresh = pack_shard(out / name, rows, start, unit.origin, packing, hopeless=not counts["pairs"])
-            names.append(name)
+        before = len(names)
+        for index, fresh in _shards(unit, out, settings["shard"], packing, partial(progress, what), lambda: not counts["pairs"]):
+            names.append(index.tar)
             problems.extend(Problem(*failure) for failure in index.failures)
             counts.update(
                 pairs=len(index.entries),
@@ -88,9 +105,22 @@ def pack(
                 made_now=int(fresh),
                 **index.counts,
             )
-            progress(what, start + len(rows), len(unit.rows))
-        unit.close()
+        unit.close(len(names) - before)
     return _finish(out, settings, names, problems, counts)
+
+
+def _shards(
+    unit: Unit, out: Path, shard: int, packing: Packing, progress: Callable[[int, int], Any], hopeless: Callable[[], bool]
+) -> Iterator[tuple[ShardIndex, bool]]:
+    """(index, whether it was made now) of each shard of a unit."""
+    if unit.made is not None:
+        yield from ((index, False) for index in unit.made)
+        return
+    progress(0, len(unit.rows))
+    for start in range(0, len(unit.rows), shard):
+        rows = unit.rows[start : start + shard]
+        yield pack_shard(out / unit.name(start // shard), rows, start, unit.origin, packing, hopeless=hopeless())
+        progress(start + len(rows), len(unit.rows))
 
 
 def _begin(out: Path, settings: dict[str, Any]) -> None:
@@ -99,54 +129,83 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
     if known.is_file():
         before = read_json(known)
         other = [name for name, value in settings.items() if before.get(name) != value]
-        if other:
+        if other and any(out.glob(f"*{SUFFIX}")):
             said = "; ".join(f"{name} was {before.get(name)!r} and is {settings[name]!r}" for name in other)
             raise UserError(f"{out} holds a pack that was made with other settings: {said}. Choose another folder, or remove this one.")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if other:  # nothing was packed, as of a source whose name was mistyped
+            shutil.rmtree(out / INCOMING, ignore_errors=True)
+            write_json(known, settings)
+    elif any(out.iterdir()):
         raise UserError(f"{out} exists and is no pack of clipling: choose another folder")
-    for left in out.glob(".*.tmp") if out.is_dir() else ():
+    for left in out.glob(".*.tmp"):
         if re.fullmatch(r"\.[\w.-]+\.[0-9a-f]{8}\.tmp", left.name):
             left.unlink(missing_ok=True)
     if not known.is_file():
         write_json(known, settings)
 
 
+def _unfinish(out: Path, settings: dict[str, Any]) -> None:
+    """A folder whose shards are being made anew, as the source has other rows now, is no whole source until all are."""
+    if "finished" in read_json(out / SETTINGS_FILE):
+        write_json(out / SETTINGS_FILE, settings)
+
+
 def _units(
-    spec: str, out: Path, options: Options, fetch: Fetch, progress: Callable[[str, int, int], Any]
-) -> Iterator[tuple[Unit, int, bool]]:
-    """(unit, its number, whether there are several)."""
+    spec: str, out: Path, options: Options, packing: Packing, progress: Callable[[str, int, int], Any]
+) -> Iterator[tuple[Unit, str]]:
+    """(unit, what is said of it while it is packed)."""
     local, remote = split_remote(spec)
-    urls = [url for part in remote for url in remote_files(part, fetch.timeout)]
+    timeout = packing.fetch.timeout
+    urls = list(dict.fromkeys(url for part in remote for url in remote_files(part, timeout)))
     unknown = [url for url in urls if suffix_of(url) not in _REMOTE_KINDS]
     if unknown:
         raise UserError(
             f"{unknown[0]} is not a source. A link leads to {', '.join(_REMOTE_KINDS)}, or to a folder of .tar or .parquet files"
         )
     several = len(urls) + bool(local) > 1
+    name = lambda unit, number: f"{unit:05d}-{number:05d}.tar" if several else f"{number:05d}.tar"  # noqa: E731
+    what = lambda unit: f"packing file {unit + 1}" if several else "packing"  # noqa: E731
     if local:
         rows, problems = combine(read_parts("::".join(local), options))
-        yield Unit(rows, problems, "", lambda: None), 0, several
+        yield Unit(rows, problems, "", partial(name, 0), None, lambda shards: None), what(0)
     for number, url in enumerate(urls, start=bool(local)):
-        yield _fetched(url, number, out, options, fetch, progress), number, several
+        yield _fetched(url, number, out, options, packing, progress, partial(name, number)), what(number)
+    for stale in out.glob(f"*{COPIED}"):
+        number = stale.name.removesuffix(COPIED)
+        if number.isdigit() and int(number) >= len(urls) + bool(local):
+            stale.unlink()
 
 
-def _fetched(url: str, number: int, out: Path, options: Options, fetch: Fetch, progress: Callable[[str, int, int], Any]) -> Unit:
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(urlsplit(url).path).name)
+def _fetched(
+    url: str,
+    number: int,
+    out: Path,
+    options: Options,
+    packing: Packing,
+    progress: Callable[[str, int, int], Any],
+    name: Callable[[int], str],
+) -> Unit:
+    file = re.sub(r"[^A-Za-z0-9._-]", "_", Path(urlsplit(url).path).name)
     # The name stays what it was: keys of some rows begin with it. The folder tells two files of one name apart.
-    path = out / INCOMING / f"{number:05d}" / name
+    path = out / INCOMING / f"{number:05d}" / file
     try:
-        fetch.copy(url, path, lambda done, total: progress(f"copying {name}", done, total))
+        copied = Copied(out / f"{number:05d}{COPIED}", packing.fetch.state(url))
+        made = copied.made(out, name, packing.retry)
+        if made is None:
+            copied.expect(path)
+            packing.fetch.copy(url, path, lambda done, total: progress(f"copying {file}", done, total), copied.state)
     except FetchError as error:
         raise UserError(f"{url} cannot be copied: {error}. The same command goes on from what was copied.") from error
-    rows, problems = combine(read_parts(str(path), options))
+    rows, problems = combine(read_parts(str(path), options)) if made is None else ([], copied.problems())
 
-    def close() -> None:
-        path.unlink(missing_ok=True)
+    def close(shards: int) -> None:
+        copied.write(shards, problems)
+        copied.forget(path)
         for folder in (path.parent, path.parent.parent):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    return Unit(rows, problems, url, close)
+    return Unit(rows, problems, url, name, made, close)
 
 
 def _finish(out: Path, settings: dict[str, Any], names: list[str], problems: Problems, counts: Counter[str]) -> dict[str, Any]:

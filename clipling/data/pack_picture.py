@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from clipling.data.images import ImageError, decode, size_and_format, verify
+from clipling.data.images import ImageError, decode, large_alone, size_and_format, verify
 from clipling.errors import UserError
 
 # What the reader of tars knows by these suffixes; other formats (JPEG 2000, HEIF, ...) are encoded anew.
@@ -35,8 +35,11 @@ def packed_picture(data: bytes, size: int | None, quality: int) -> tuple[bytes, 
     if small and form in (SUFFIXES if size is None else _KEPT_WHEN_SMALL):
         verify(data)
         return data, SUFFIXES[form], True
-    if size is None:
-        size = min(width, height)
+    with large_alone(width * height):
+        return _encoded(data, min(width, height) if size is None else size, quality, width, height), "jpg", False
+
+
+def _encoded(data: bytes, size: int, quality: int, width: int, height: int) -> bytes:
     # Photographs much larger than wanted are read at 1/2, 1/4 or 1/8 of their size, still twice as large as wanted.
     image = decode(data, least=2 * size)
     short = min(width, height)
@@ -48,4 +51,4 @@ def packed_picture(data: bytes, size: int | None, quality: int) -> tuple[bytes, 
         image.save(out, "JPEG", quality=quality)
     except (OSError, ValueError) as error:  # sides of more than 65,500 pixels
         raise ImageError(f"cannot be saved as JPEG: {error}") from error
-    return out.getvalue(), "jpg", False
+    return out.getvalue()

@@ -32,13 +32,15 @@ _HOPELESS = 50  # so many failures from the start on and no success: the network
 
 @dataclass(frozen=True)
 class Packing:
-    """How pictures are packed and fetched; `at_once` of them at a time. `retry`: what failed before is tried again."""
+    """How pictures are packed and fetched; `at_once` of them at a time. `retry`: what failed before is tried again. `begin`: called
+    before a shard is made."""
 
     size: int | None
     quality: int
     fetch: Fetch
     at_once: int
     retry: bool = False
+    begin: Callable[[], Any] = lambda: None
 
     def digest(self, rows: Sequence[Row]) -> str:
         """What a shard is made from: another digest, another shard."""
@@ -91,6 +93,7 @@ def pack_shard(
     before = _Before(tar, known) if known is not None and known.made_from == made_from else None
     if before is not None and known.entries and not (packing.retry and known.failures):
         return known, False
+    packing.begin()
     index = ShardIndex(tar.name, 0, made_from, origin)
     atomic_produce(tar, lambda path: _write(path, rows, first, packing, index, hopeless, before))
     index.bytes = tar.stat().st_size

@@ -79,7 +79,8 @@ def index_of(tar: Path) -> Path:
 def read_index(tar: Path) -> ShardIndex | None:
     """The index of a tar; None when there is none, it is damaged, or it does not fit the tar."""
     try:
-        first, *lines = index_of(tar).read_text(encoding="utf-8").splitlines()
+        # Not str.splitlines: a key or a caption may hold U+2028 or U+0085, which JSON leaves as they are.
+        first, *lines = index_of(tar).read_bytes().decode("utf-8").removesuffix("\n").split("\n")
         about = json.loads(first)
         if about.pop("format") != FORMAT or about.pop("pairs") != len(lines):
             return None

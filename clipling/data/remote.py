@@ -48,16 +48,25 @@ class Fetch:
         """The bytes behind a link. Raises FetchError after the last attempt, at once for what is not there or is too large."""
         return self._retried(lambda: self._once(url))
 
-    def copy(self, url: str, path: Path, progress: Callable[[int, int], Any] | None = None) -> Path:
+    def state(self, url: str) -> dict[str, Any]:
+        """What tells one version of a remote file from another: `url`, `size` (None where its server does not say) and marks.
+
+        Raises FetchError when it is not there.
+        """
+        fs, name = filesystem(url, self.timeout)
+        return self._retried(lambda: _state(fs, name))
+
+    def copy(self, url: str, path: Path, progress: Callable[[int, int], Any] | None = None, state: dict[str, Any] | None = None) -> Path:
         """Copies a file to `path` and returns it; what an earlier call that was killed has got is not fetched again.
 
+        state: as of `state`, where it was asked for before.
         Raises UserError when the disk is full, FetchError when the file cannot be fetched.
         """
         if path.is_file():
             return path
         fs, name = filesystem(url, self.timeout)
         part, about = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
-        state = self._retried(lambda: _state(fs, name))
+        state = self.state(url) if state is None else state
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (state["size"] and about.is_file() and about.read_text() == json.dumps(state)):
             part.unlink(missing_ok=True)  # another version of the file, or one that cannot be told from another
@@ -178,7 +187,14 @@ def _pause(failed: int) -> None:
 
 def _state(fs: Any, name: str) -> dict[str, Any]:
     """What tells one version of a remote file from another; no size where its server does not say."""
-    info = fs.info(name)
+    try:
+        info = fs.info(name)
+    except FileNotFoundError as error:
+        # fsspec says so of every failure over http: a server that hangs or is overloaded is worth another attempt.
+        why = error.__cause__
+        if why is None or isinstance(why, _GONE) or 400 <= getattr(why, "status", 0) < 500:
+            raise
+        raise why from None
     marks = ("ETag", "etag", "mtime", "LastModified", "last_modified", "md5Hash", "created")
     return {"url": name, "size": info.get("size"), **{mark: str(info[mark]) for mark in marks if mark in info}}
 

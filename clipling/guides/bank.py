@@ -12,6 +12,7 @@ or shared by several processes, ends in the same bytes as one that was not.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -44,7 +45,7 @@ from clipling.guides.stored import (
     write_pairs_file,
 )
 from clipling.processes import Watch
-from clipling.store import atomic_produce, cache_dir, write_json
+from clipling.store import alone, atomic_produce, cache_dir, write_json
 
 __all__ = ["Bank", "BankRows", "bank_for", "build_bank"]
 
@@ -141,9 +142,11 @@ class _Build:
 
     def run(self, rank: int, world: int) -> Bank:
         plan = self.plan()
-        if self._claim(plan):
-            with Watch(self.parts, rank, world, "a bank") as watch:
-                self._together(plan, watch)
+        # Of another launch that builds the same bank, as two trainings on one cache do, the end is waited for.
+        with alone(self.out, "building the bank", wait=True) if rank == 0 else contextlib.nullcontext():
+            if self._claim(plan):
+                with Watch(self.parts, rank, world, "a bank") as watch:
+                    self._together(plan, watch)
         return Bank.open(self.out)
 
     def _together(self, plan: dict[str, Any], watch: Watch) -> None:

@@ -6,6 +6,7 @@ In the folder `<table>.parts` lie, until the table is finished, `columns.npy` (t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -26,7 +27,7 @@ from clipling.guides.search import ExactSearch, Search
 from clipling.guides.table import FORMAT, Table, load_arrays, rows_digest, save_arrays
 from clipling.guides.update import Base, UpdateSearch
 from clipling.processes import Watch
-from clipling.store import atomic_produce
+from clipling.store import alone, atomic_produce
 
 AT_ONCE = 1024
 CAPPED_DEPTH = 64  # further candidates of each query where in-degrees are capped
@@ -173,6 +174,10 @@ class Job:
 
     def resumable(self, folder: Path, rank: int, world: int, progress: Progress) -> Table:
         """The table in `folder`: loaded, or made from the blocks that are there and those that are missing."""
+        with alone(folder, "making neighbour tables in", wait=True) if rank == 0 else contextlib.nullcontext():
+            return self._resumable(folder, rank, world, progress)
+
+    def _resumable(self, folder: Path, rank: int, world: int, progress: Progress) -> Table:
         digest, final = self.names(folder)
         made = self.kept(final)
         self.parts = folder / f"{final.stem}.parts"

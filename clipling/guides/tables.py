@@ -1,7 +1,7 @@
 """The neighbour tables of a bank's training pairs in a folder, with what later tables can be made from.
 
 image-*.npz, text-*.npz    the tables
-pairs.parquet              key, image hash, caption hash of the pairs that they number
+pairs.parquet              key, image hash, hash of captions and group of the pairs that they number
 centre.npz                 the means that were subtracted from the features, where any were
 """
 
@@ -51,10 +51,13 @@ def make_tables(
         joined, pairs, rows, folder, k=k, cap=cap, query=query, method=method, base=base, progress=progress, rank=rank, world=world
     )
     if rank == 0:
-        digests = [captions_digest(pairs.captions_of(i)) for i in range(len(pairs))]
+        digests = [_told(pairs, i) for i in range(len(pairs))]
         write_pairs_file(folder / PAIRS_FILE, pairs.keys, pairs.hashes, digests, np.diff(pairs.offsets))
         if joined.image.centre is not None and joined.text.centre is not None:
             save_arrays(folder / CENTRE_FILE, image=joined.image.centre.mean, text=joined.text.centre.mean)
+        for name in (PAIRS_FILE, CENTRE_FILE):
+            for left in folder.glob(f".{name}.*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
     return tables
 
 
@@ -82,12 +85,17 @@ def _bases(folder: Path, pairs: Pairs) -> dict[str, Base]:
     """The older tables, and what became of their pairs."""
     if not (folder / PAIRS_FILE).is_file():
         raise UserError(f"{folder} holds no tables of `clipling neighbours`: it has no {PAIRS_FILE}.")
-    keys, images, captions, _ = read_pairs_file(folder / PAIRS_FILE)
+    try:
+        keys, images, told, _ = read_pairs_file(folder / PAIRS_FILE)
+    except Exception as error:  # pyarrow has errors of many kinds for a wrong byte
+        raise UserError(
+            f"{folder / PAIRS_FILE} cannot be read ({type(error).__name__}: {error}). Make the tables anew, without --update."
+        ) from error
     place = {key: i for i, key in enumerate(pairs.keys)}
     kept = np.array([place.get(key, -1) for key in keys], dtype=np.int64)
     for old in np.flatnonzero(kept >= 0).tolist():
         now = int(kept[old])
-        if differ(images[old], pairs.hashes[now]) or differ(captions[old], captions_digest(pairs.captions_of(now))):
+        if differ(images[old], pairs.hashes[now]) or differ(told[old], _told(pairs, now)):
             kept[old] = -1
     found = {}
     for space in ("image", "text"):
@@ -96,3 +104,9 @@ def _bases(folder: Path, pairs: Pairs) -> dict[str, Base]:
             raise UserError(f"{folder} holds {len(files)} tables of the {space} space; expected one")
         found[space] = Base(Table.load(files[0]), kept)
     return found
+
+
+def _told(pairs: Pairs, i: int) -> str:
+    """Digest of a pair's captions and group. A group that changed is a link that went: its pairs may be neighbours now."""
+    group = [f"\n{pairs.groups[i]}"] if pairs.groups[i] else []  # no caption begins with a line break
+    return captions_digest([*pairs.captions_of(i), *group])

@@ -10,9 +10,9 @@ from clipling.planning.sizes import Shape, decoded
 
 EXACT_UP_TO = 200_000  # guides/neighbours.py
 EXACT_SHARE = 0.7  # of a matrix product's speed that the exact search reaches (benchmarks: neighbours)
-# guides/approximate.py: 4 sqrt(P) cells, of which one in 32 and at least 16 are looked through.
-# Of an approximate table: cells are this many roots of the pairs; of them so many are looked through, which the search chooses on a sample
-# of the data: 53 of 346 for 95 % of the neighbours of 30,000 rows of about 26 effective dimensions. Other data may want fewer or more.
+# Of an approximate table (guides/approximate.py): cells are this many roots of the pairs; of them so many are looked through, which the
+# search chooses on a sample of the data: 53 of 346 for 95 % of the neighbours of 30,000 rows of about 26 effective dimensions. Other
+# data may want fewer or more.
 CELLS, PROBES = 2, 53
 
 

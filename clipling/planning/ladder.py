@@ -8,6 +8,7 @@ from clipling.errors import UserError
 
 MOST_SHARE = 0.3  # of the pairs, in the largest pilot
 LEAST_STEPS = 4  # an epoch of the largest pilot, so that a quarter of it is one step
+LEAST_BATCH = 2  # a contrastive loss needs a negative
 SUBSETS, SHORTER = (1.0, 0.5, 0.25), (0.5, 0.25)
 COST = sum(SUBSETS) + sum(SHORTER)  # in runs of the largest pilot
 LEAST_EPOCHS = 2.0
@@ -30,10 +31,11 @@ def ladder(train_pairs: int, batch: int, epochs: float, samples: float, more: fl
     """
     steps = int(train_pairs * MOST_SHARE) // batch
     if steps < LEAST_STEPS:
-        fitting = max(2, int(train_pairs * MOST_SHARE) // LEAST_STEPS)
+        fitting = int(train_pairs * MOST_SHARE) // LEAST_STEPS
+        smaller = f"give --batch {fitting} or less, or " if fitting >= LEAST_BATCH else ""
         raise UserError(
             f"a pilot uses at most {100 * MOST_SHARE:.0f} % of the {train_pairs} training pairs, and needs {LEAST_STEPS} batches of "
-            f"{batch}: give --batch {fitting} or less, or train at once: so few pairs take no time."
+            f"{batch}: {smaller}train at once: so few pairs take no time."
         )
     runs = COST + more
     steps = max(LEAST_STEPS, min(steps, int(samples / (runs * epochs * batch))))

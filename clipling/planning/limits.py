@@ -46,7 +46,7 @@ def limits(shape: Shape, rates: Rates, machine: Machine, epochs: float, most_hou
     part = lambda name: lambda pairs: hours(shape, rates, machine.cores, pairs, epochs).get(name, 0.0)  # noqa: E731
     found = [
         Limit("disk", "bytes", machine.disk, lambda p: sum(disk(shape, p).values()), _disk_advice(shape)),
-        Limit("memory", "bytes", machine.memory, lambda p: peak_memory(shape, p, on_device), _memory_advice(shape)),
+        Limit("memory", "bytes", machine.memory, lambda p: peak_memory(shape, p, on_device), _memory_advice(shape, machine)),
         Limit("hours of training", "hours", most_hours, part("training"), TRAINING),
     ]
     if on_device:
@@ -77,10 +77,15 @@ def _disk_advice(shape: Shape) -> str:
     return f"`clipling data pack` to smaller pictures, or stream from tars elsewhere (data.source takes several){more}."
 
 
-def _memory_advice(shape: Shape) -> str:
+def _memory_advice(shape: Shape, machine: Machine) -> str:
+    if machine.device_memory == 0 and peak_memory(shape, FEWEST, False) > machine.memory:
+        return DEVICE  # the batch, not the pairs
     more = (
         " The search of neighbours takes about 4 bytes a dimension of every pair: an encoder with fewer dimensions needs less."
         if shape.guided
         else ""
     )
-    return f"Keys, captions and tokens of all pairs are held in RAM: train on a part at a time (data.limit), or a machine with more.{more}"
+    return (
+        "Keys, captions and tokens of all pairs are held in RAM: train on a part of them (fewer tars; data.limit does not help, it is "
+        f"applied after opening), or take a machine with more.{more}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,7 @@ def run_pilot(
     """
     _refuse(recipe, guidance)
     opened = open_data(recipe.data)
+    too_few(len(opened.val))  # before anything is trained
     variants = _variants(recipe, larger, guidance)
     speed = _remembered_speed(recipe, out)
     extra = {name: speed / _remembered_speed(changed, out) if name == "larger student" else 1.1 for name, changed in variants.items()}
@@ -72,7 +74,8 @@ def run_pilot(
     )
     done = [_run(_sized(recipe, pilot), out / pilot.name, opened.val, quiet) for pilot in pilots]
     beside = {
-        name: _run(_sized(changed, pilots[-1]), out / name.replace(" ", "-"), opened.val, quiet) for name, changed in variants.items()
+        name: _run(_sized(changed, pilots[-1]), out / _beside(name, changed, pilots[-1]), opened.val, quiet)
+        for name, changed in variants.items()
     }
     made = _forecasts(recipe, done, beside, pilots, len(opened.train), targets, len(opened.val))
     ready = {spec: measured(open_student(spec), opened.val) for spec in against}
@@ -106,6 +109,12 @@ def _variants(recipe: Recipe, larger: str | None, guidance: bool) -> dict[str, R
     if larger is not None:
         found["larger student"] = with_settings(recipe, {"student.config": larger})
     return found
+
+
+def _beside(name: str, changed: Recipe, pilot: Planned) -> str:
+    """The folder of a variant: a longer pilot, or another student, is another run beside it."""
+    student = re.sub(r"[^\w.-]+", "-", changed.student.config) + "-" if name == "larger student" else ""
+    return f"{name.replace(' ', '-')}-{student}{pilot.name}"
 
 
 def _sized(recipe: Recipe, pilot: Planned) -> Recipe:
@@ -172,8 +181,7 @@ def _forecasts(
     whole = train_pairs // batch * batch
     wanted = {"all pairs, the recipe": (whole, epochs), "twice the time": (whole, 2 * epochs), "twice the pairs": (2 * whole, epochs)}
     wanted |= {f"{pairs} pairs": (pairs, epochs) for pairs in targets or ()}
-    luck = float(np.mean([chance(metric, val_pairs) or 0.0 for metric in METRICS]))
-    few = f"of {val_pairs} held-out pairs chance alone finds {100 * luck:.0f} %: give more by --val" if luck > MOST_CHANCE else ""
+    luck, few = _luck(val_pairs), too_few(val_pairs)
     found = {name: forecast(rungs, pairs, pairs * passes, luck) for name, (pairs, passes) in wanted.items()}
     found = {name: Forecast(one.draws, few or one.why) for name, one in found.items()}
     rows = [{"what": name, "pairs": wanted[name][0], "epochs": wanted[name][1], **one.described()} for name, one in found.items()]
@@ -181,6 +189,23 @@ def _forecasts(
         moved, apart = shifted(found["all pairs, the recipe"], done[-1].recall, other.recall)
         rows.append({"what": f"{name}, all pairs", "pairs": whole, "epochs": epochs, **moved.described(), "in_the_pilots": apart})
     return {"forecasts": rows, "chance": luck}
+
+
+def _luck(val_pairs: int) -> float:
+    """Recall@10 of a model that knows nothing, the mean of both directions."""
+    return float(np.mean([chance(metric, val_pairs) or 0.0 for metric in METRICS]))
+
+
+def too_few(val_pairs: int) -> str:
+    """Why nothing can be forecast of so few held-out pairs, "" where there are enough.
+
+    Raises UserError where every model finds everything: then pilots need not be run.
+    """
+    luck = _luck(val_pairs)
+    said = f"of {val_pairs} held-out pairs chance alone finds {100 * luck:.0f} %: give more by --val"
+    if luck >= 1 or not val_pairs:
+        raise UserError(f"--pilot forecasts recall@10, and {said}.")
+    return said if luck > MOST_CHANCE else ""
 
 
 def _with_interval(recall: np.ndarray) -> dict[str, float]:

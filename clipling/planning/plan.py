@@ -58,7 +58,7 @@ def make_plan(
         "training_memory": training_memory(shape),
         "plans": [one(shape, rates, machine, count, epochs, ordered, price) for count in pairs],
         "limits": [described(limit, most) for limit, most in ordered],
-        "notes": notes(recipe, shape, rates, machine, measured, max(pairs)),
+        "notes": notes(recipe, shape, rates, machine, measured, pairs),
     }
 
 
@@ -95,9 +95,14 @@ def _encoders(rates: Rates) -> dict[str, float]:
     return {"encoded_pictures_per_s": rates.image, "encoded_captions_per_s": rates.text} if rates.image else {}
 
 
-def notes(recipe: Recipe, shape: Shape, rates: Rates, machine: Machine, measured: Calibration, most: int) -> list[str]:
+def notes(recipe: Recipe, shape: Shape, rates: Rates, machine: Machine, measured: Calibration, pairs: list[int]) -> list[str]:
     """What a reader must know before believing the numbers."""
-    found = []
+    found, most = [], max(pairs)
+    if recipe.optimiser.batch > min(pairs):
+        found.append(
+            f"a batch of {recipe.optimiser.batch:,} is more than {min(pairs):,} pairs: training takes a smaller one, or refuses one that "
+            "was asked for"
+        )
     if machine.peak is None:
         found.append(f"hours from steps measured just now on this machine ({measured.device}, {measured.threads} threads)")
     else:

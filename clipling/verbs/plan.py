@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
 from clipling.errors import UserError
+
+MOST_CAPTIONS = 10_000  # of a pair
 
 
 def plan(
@@ -78,8 +81,11 @@ def plan(
     from clipling.run import threads as set_threads
     from clipling.verbs.train import settings_given
 
-    if captions <= 0 or hours <= 0 or (price is not None and price < 0):
-        raise UserError("--captions and --hours must be above 0, --price 0 or more")
+    if not (0 < captions <= MOST_CAPTIONS and 0 < hours < math.inf and 0 <= (price or 0.0) < math.inf):
+        raise UserError(
+            f"--captions {captions:g}, --hours {hours:g}, --price {price or 0:g}: expected above 0 and at most {MOST_CAPTIONS:,} captions, "
+            "hours above 0, and a price of 0 or more"
+        )
     settings = {"student.config": student, "stages.0.epochs": epochs, "optimiser.batch": batch, "data.source": data, "data.val": val}
     made = with_settings(load_recipe(recipe, scale=scale), {k: v for k, v in settings.items() if v is not None})
     made = with_settings(made, settings_given(set))

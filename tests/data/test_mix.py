@@ -61,6 +61,20 @@ def test_the_mixture_is_spread_over_the_epoch():
     assert 70 < (first < 1000).sum() < 130
 
 
+@pytest.mark.filterwarnings("error")
+def test_weights_at_the_edge_of_what_floats_hold():
+    numbers = [0] * 10 + [1] * 30
+    for weights, counts in (
+        ([1e308, 1e308], [10, 10]),
+        ([5e-324, 5e-324], [10, 10]),
+        ([1e-300, 1e300], [1, 30]),
+        ([1e300, 1e-300], [10, 1]),
+    ):
+        mix = Mix(numbers, weights)
+        assert mix.counts.tolist() == counts
+        assert len(mix.order(0, 5)) == sum(counts)
+
+
 def test_mistakes():
     for weights in ([1, 0], [1, float("nan")], [], [-1, 2]):
         with pytest.raises(UserError, match="positive number"):

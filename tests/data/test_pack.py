@@ -6,13 +6,15 @@ import io
 import json
 import sys
 import tarfile
+import threading
 import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from clipling.data import index
+from clipling.data import images, index
+from clipling.data import pack as pack_module
 from clipling.data import pack_shard as pack_shard_module
 from clipling.data.images import decode
 from clipling.data.pack import pack
@@ -23,6 +25,7 @@ from clipling.data.reading import Options
 from clipling.data.remote import Fetch
 from clipling.data.source import open_pairs
 from clipling.errors import UserError
+from clipling.store import alone
 from tests.data.making import encode, pixels, put, tar
 from tests.data.serving import Site, flaky, serving, slow
 from tests.faults.killing import kill_until_done
@@ -146,6 +149,32 @@ def test_pictures_as_users_have_them():
     assert np.abs(np.asarray(small, np.float64) - expected).mean() < 2
 
 
+@pytest.mark.parametrize("size", [32, None])
+def test_huge_pictures_are_worked_on_one_at_a_time(tmp_path, monkeypatch, size):
+    """Half a megabyte of PNG may be half a gigabyte of pixels: at any time one thread alone may hold such a picture."""
+    monkeypatch.setattr(images, "LARGE_PIXELS", 100 * 100)
+    plain, holding, most = ImageFile.ImageFile.load, [], []
+
+    def load(self):
+        holding.append(threading.get_ident())
+        time.sleep(0.005)
+        most.append(len(set(holding)))
+        try:
+            return plain(self)
+        finally:
+            holding.remove(threading.get_ident())
+
+    rows = [f"{n}.{'png' if n % 2 else 'tif'},picture {n}" for n in range(8)]
+    for n in range(8):
+        put(tmp_path / rows[n].partition(",")[0], photo(n, 120, 100, "PNG" if n % 2 else "TIFF"))
+    table = put(tmp_path / "t.csv", "filepath,title\n" + "\n".join(rows))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert run(table, tmp_path / "out", size=size, at_once=8)["pairs"] == 8
+    open_pairs(str(table))
+    assert len(most) >= 16
+    assert set(most) == {1}
+
+
 def test_broken_rows_are_left_out_and_shift_nothing(tmp_path):
     rows = []
     for n in range(20):
@@ -215,8 +244,86 @@ def test_an_index_that_does_not_fit_is_not_used(tmp_path, capsys):
     assert sorted(swapped.captions) == sorted(expected.captions)
     captions = dict(zip(expected.hashes, map(expected.captions_of, range(len(expected)))))
     assert all(swapped.captions_of(i) == captions[swapped.hashes[i]] for i in range(len(swapped)))
+    lines = index_of(tars[2]).read_text().split("\n")
+    index_of(tars[2]).write_text("\n".join(lines[:2]) + "\n")
+    assert read_index(tars[2]) is None, "a line is missing"
+    index_of(tars[2]).write_text("\n".join(lines))
+    assert read_index(tars[2]) is not None
+    tars[2].write_bytes(tars[2].read_bytes() + bytes(512))
+    assert read_index(tars[2]) is None, "the tar has grown"
     index_of(tars[2]).write_text("{}")
     assert read_index(tars[2]) is None
+
+
+def test_bytes_that_rotted_are_not_taken_over(tmp_path):
+    """`--retry` makes a shard again of what it holds, where that is what was written."""
+    for n in range(3):
+        put(tmp_path / f"{n}.jpg", photo(n, 40, 30))
+    table = put(tmp_path / "t.csv", "filepath,title\n0.jpg,a\n1.jpg,b\ngone.jpg,c\n2.jpg,d")
+    run(table, tmp_path / "out")
+    (made,) = (tmp_path / "out").glob("*.tar")
+    whole, entry = made.read_bytes(), read_index(made).entries[1]
+    rotten = bytearray(whole)
+    rotten[entry.offset + 300] ^= 255
+    made.write_bytes(rotten)
+    assert read_index(made) is not None
+    run(table, tmp_path / "out", retry=True)
+    assert made.read_bytes() == whole
+
+
+def test_line_breaks_that_json_leaves_alone(tmp_path):
+    """U+2028 and U+0085 end a line for str.splitlines, and for nobody else."""
+    texts = ["a\u2028b", "c\x85d", "e\u2029f", "plain"]
+    members = {f"k{n}\u2028x.jpg": photo(n, 40, 40) for n in range(4)} | {f"k{n}\u2028x.json": {"caption": c} for n, c in enumerate(texts)}
+    path = tar(tmp_path / "src.tar", members)
+    run(path, tmp_path / "out")
+    found = read_index(tmp_path / "out" / "00000.tar")
+    assert [entry.captions for entry in found.entries] == [[text] for text in texts]
+    assert run(path, tmp_path / "out")["made_now"] == 0
+    same_pairs(open_pairs(str(path)), open_pairs(str(tmp_path / "out")))
+
+
+def test_a_finished_pack_that_is_made_anew_is_a_part_until_it_is_whole(tmp_path, monkeypatch, capsys):
+    """Half of the shards are then of the rows of before: a pair is in none of them, and the reader must hear of it."""
+    rows = [f"{n}.jpg,picture {n}" for n in range(8)]
+    for n in range(9):
+        put(tmp_path / f"{n}.jpg", photo(n, 40, 30))
+    table = put(tmp_path / "t.csv", "filepath,title\n" + "\n".join(rows))
+    run(table, tmp_path / "out")
+    open_pairs(str(tmp_path / "out"))
+    assert "holds a part" not in capsys.readouterr().err
+    put(table, "filepath,title\n8.jpg,new\n" + "\n".join(rows))
+    plain, made = pack_module.pack_shard, []
+
+    def stopped(*args, **how):
+        if made:
+            raise KeyboardInterrupt
+        made.append(plain(*args, **how))
+        return made[0]
+
+    with monkeypatch.context() as once:
+        once.setattr(pack_module, "pack_shard", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(table, tmp_path / "out")
+    assert "3.jpg" not in open_pairs(str(tmp_path / "out")).keys
+    assert "holds a part" in capsys.readouterr().err
+    run(table, tmp_path / "out")
+    assert sorted(open_pairs(str(tmp_path / "out")).keys) == [f"{n}.jpg" for n in range(9)]
+    assert "holds a part" not in capsys.readouterr().err
+
+
+def test_two_that_pack_into_one_folder(tmp_path):
+    path = source(tmp_path)
+    with alone(tmp_path / "out", "packing into"), pytest.raises(UserError, match="another process is packing into"):
+        run(path, tmp_path / "out")
+    assert run(path, tmp_path / "out")["pairs"] == 11
+
+
+def test_a_mistyped_source_does_not_claim_the_folder(tmp_path):
+    path = source(tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        run(tmp_path / "scr.tar", tmp_path / "out")
+    assert run(path, tmp_path / "out")["pairs"] == 11
 
 
 def test_folders_that_hold_something_else(tmp_path):
@@ -302,6 +409,54 @@ def test_tars_behind_links_are_copied_once_and_resumed(tmp_path, ranges):
         assert [key.rpartition("/")[2] for key in b.keys] == [key.rpartition("/")[2] for key in a.keys]
         assert {"a/plain", "b/plain"} <= set(b.keys), "a key of two tars has their names before it"
         assert not (tmp_path / "out" / "incoming").exists()
+
+
+def test_a_remote_file_whose_shards_are_made_is_not_copied_again(tmp_path):
+    bad = {"bad.jpg": b"broken", "bad.txt": "x", "none.json": {"n": 1}}
+    first = tar(tmp_path / "a.tar", {"one.jpg": photo(1, 40, 40), "one.txt": "one", **bad}).read_bytes()
+    second = tar(tmp_path / "b.tar", {"two.jpg": photo(2, 40, 40), "two.txt": "two"}).read_bytes()
+    with serving(Site()) as site:
+        site.pages |= {"a.tar": first, "b.tar": second}
+        spec = f"{site.url('a.tar')}::{site.url('b.tar')}"
+        got = lambda: {page for method, page, _ in site.asked if method == "GET"}  # noqa: E731
+        made = run(spec, tmp_path / "out")
+        assert made["left_out"] == {"no image": 1, "broken image": 1}
+        before = files(tmp_path / "out")
+        site.asked.clear()
+        again = run(spec, tmp_path / "out")
+        assert (got(), again["made_now"], again["left_out"]) == (set(), 0, made["left_out"])
+        assert files(tmp_path / "out") == before
+        run(spec, tmp_path / "out", retry=True)
+        assert got() == {"a.tar"}, "what failed is looked at again"
+        # a newer version lies there, and of the older one a copy that a kill left
+        site.asked.clear()
+        site.pages["b.tar"] = tar(tmp_path / "c.tar", {"new.jpg": photo(3, 60, 40), "new.txt": "longer " * 3000}).read_bytes()
+        put(tmp_path / "out" / "incoming" / "00001" / "b.tar", second)
+        assert run(spec, tmp_path / "out")["pairs"] == 2
+        assert got() == {"b.tar"}
+        assert open_pairs(str(tmp_path / "out")).keys == ["one", "new"]
+        assert not (tmp_path / "out" / "incoming").exists()
+        index_of(tmp_path / "out" / "00001-00000.tar").unlink()
+        site.asked.clear()
+        run(spec, tmp_path / "out")
+        assert got() == {"b.tar"}, "a shard that is missing is made again"
+
+
+def test_servers_that_hang_or_are_overloaded(tmp_path):
+    data = source(tmp_path).read_bytes()
+    with serving(Site()) as site:
+        site.pages |= {"slow.tar": lambda handler: time.sleep(1.5), "a.tar": flaky(2, data), "gone.tar": 404}
+        with pytest.raises(UserError, match="cannot be copied: no answer in time"):
+            run(site.url("slow.tar"), tmp_path / "slow", fetch=Fetch(timeout=0.2, retries=0))
+        assert run(site.url("a.tar"), tmp_path / "out", fetch=Fetch(timeout=5, retries=1))["pairs"] == 11
+        site.asked.clear()
+        with pytest.raises(UserError, match="not there"):
+            run(site.url("gone.tar"), tmp_path / "gone")
+        assert len(site.asked) <= 2, "what is not there is not asked for again"
+        site.pages["b.tar"] = data
+        assert run(f"{site.url('b.tar')}::{site.url('b.tar')}", tmp_path / "twice")["pairs"] == 11, (
+            "a source given twice is one, as of files"
+        )
 
 
 def test_a_copy_goes_on_where_it_was_stopped(tmp_path):

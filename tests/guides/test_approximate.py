@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from clipling.errors import UserError
-from clipling.guides import neighbours
-from clipling.guides.approximate import recall
+from clipling.guides import approximate, neighbours
+from clipling.guides.approximate import learn_cells, recall
 from clipling.guides.neighbours import build_table
 from clipling.guides.rows import unit
 from tests.guides.making import unit_rows
@@ -59,3 +59,46 @@ def test_faiss_finds_most_and_ranks_exactly(tmp_path):
         assert table.sims[pair][: len(found)].tolist() == dots.tolist()
         assert found.tolist() == [i for _, i in sorted(zip(-dots, found.tolist()))]
     assert same(table, build_table(features, rows, links, valid, 4, method="faiss", block=33))
+
+
+def clustered(count: int = 4000) -> np.ndarray:
+    """Unit rows in 60 clusters that overlap."""
+    centres = unit_rows(60, 24, 1)[np.random.default_rng(0).integers(0, 60, count)].astype(np.float32)
+    return unit(centres + 0.5 * unit_rows(count, 24, 2, np.float32)).astype(np.float16)
+
+
+def test_a_low_recall_is_told(monkeypatch):
+    """Measured against exact neighbours of a sample, not against what was found."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(approximate, "LEAST_PROBES", 1)
+    monkeypatch.setattr(approximate, "AIM", 0.4)
+    features, rows, links, valid = clustered(), np.arange(4000), [[] for _ in range(4000)], np.ones(4000, bool)
+    exact = build_table(features, rows, links, valid, 4)
+    table = build_table(features, rows, links, valid, 4, method="faiss")
+    assert table.info["recall"] < 0.85
+    assert abs(recall(table.ids, exact.ids) - table.info["recall"]) < 0.03
+
+
+def test_as_many_cells_are_looked_through_as_hold_what_was_aimed_at(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(approximate, "LEAST_PROBES", 1)
+    monkeypatch.setattr(approximate, "MOST_SHARE", 1)
+    features, pairs = unit_rows(4000, 8, 5), np.arange(4000)
+    links = [[] for _ in pairs]
+    cells = learn_cells(features, pairs, links, 4)
+    true = build_table(features, pairs, links, np.ones(4000, bool), 4).ids
+    place = np.full((len(cells.near), len(cells.near)), 10**6)
+    np.put_along_axis(place, cells.near, np.arange(cells.near.shape[1])[None], axis=1)
+    needed = place[cells.cell[pairs][:, None], cells.cell[true]]
+    probes = cells.near.shape[1]
+    assert probes > 4
+    assert (needed < probes).mean() > 0.94
+    assert (needed < probes - 2).mean() < 0.96
+
+
+def test_cells_of_other_columns_are_not_taken(tmp_path):
+    pytest.importorskip("faiss")
+    features, links = clustered(), [[] for _ in range(4000)]
+    learn_cells(features[:2000], np.arange(2000), links, 4, tmp_path / "cells.npz")
+    found = learn_cells(features, np.arange(4000), links, 4, tmp_path / "cells.npz")
+    assert np.array_equal(found.cell, learn_cells(features, np.arange(4000), links, 4).cell)

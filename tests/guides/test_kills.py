@@ -104,3 +104,27 @@ def test_a_block_of_another_size_is_not_mixed_in(tmp_path):
     assert not run_in_child(lambda: table(tmp_path / "killed", pause=0.05), 0.3)
     table(tmp_path / "killed", block=50)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("what", ["bank", "table"])
+def test_two_launches_that_make_the_same_at_the_same_time(tmp_path, pairs, what, capfd):
+    """As two trainings do that share a cache: the later one waits, and finds it made."""
+
+    def work(folder, pause=0.0):
+        return build(pairs, folder, pause=pause) if what == "bank" else table(folder, pause=pause)
+
+    work(tmp_path / "whole")
+    for number in range(4):
+        folder, children = tmp_path / f"{number}", []
+        for late in (0.0, 0.01 * (number + 1)):
+            children.append(os.fork())
+            if children[-1] == 0:
+                time.sleep(late)
+                try:
+                    work(folder, pause=0.01)
+                except BaseException:
+                    os._exit(1)
+                os._exit(0)
+        assert [os.WEXITSTATUS(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+        assert files_of(folder) == files_of(tmp_path / "whole")
+    assert "waiting for it" in capfd.readouterr().err

@@ -72,6 +72,21 @@ def test_pairs_that_went_or_changed(tmp_path):
     assert not said
 
 
+def test_a_neighbour_that_is_held_out_now_or_shares_a_class_now(tmp_path):
+    """The pair itself is as it was, and so are the features of both."""
+    features, rows, links, valid = awkward(300, 12)
+    old = build_table(features, rows, links, valid, 4)
+    asked = rows[old.ids[rows, 3] >= 0]
+    held_out, linked = old.ids[asked[:40], 0], [list(ids) for ids in links]
+    for number, pair in enumerate(asked[100:140].tolist()):
+        for member in (pair, int(old.ids[pair, 0])):
+            linked[member].append(1000 + number)
+    for now in ((np.setdiff1d(rows, held_out), links), (rows, linked)):
+        state = (features, *now, valid)
+        assert same(build_table(*state, 4, base=Base(old, np.arange(300))), build_table(*state, 4))
+        assert not same(build_table(*state, 4), old)
+
+
 def test_what_cannot_be_brought_up_to_date_is_refused():
     now, before, there = grown(1, 200)
     old = build_table(*before, 4)

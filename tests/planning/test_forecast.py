@@ -62,6 +62,15 @@ def test_small_pilots_near_chance_are_enough_for_an_interval_that_holds(exponent
     assert middle < np.median(ratios) < 2, f"the middle of the forecast is off by {np.median(ratios):.2f}"
 
 
+def test_an_interval_is_never_narrower_than_single_runs_scatter():
+    """A forecast is of one run: from seed to seed recall differs by a tenth, however well the pilots lie on a line."""
+    pairs, samples = LADDER[-1]
+    rungs = [Rung(p, s, np.full(2001, 0.02 * (p / 1536) ** 0.4 * (s / 30720) ** 0.4)) for p, s in LADDER]
+    low, high = forecast(rungs, pairs, samples).interval(0.9)
+    assert low < 0.02 < high
+    assert high - low > 2 * 1.645 * 0.1 * 0.02 * 0.98
+
+
 def test_a_ladder_that_knows_nothing_says_so():
     rng = np.random.default_rng(0)
     rungs = [Rung(p, s, resampled({"r": ((rng.random(VAL) < 0.01).astype(float), np.arange(VAL))}, draws=200)) for p, s in LADDER]
@@ -105,6 +114,14 @@ def test_a_variant_moves_the_forecast_the_way_its_pilot_went():
     assert apart["low"] < 0 < apart["high"]
 
 
+def test_the_gain_of_one_pilot_is_no_surer_than_two_runs_are():
+    """Both arms scatter from seed to seed: a difference of two runs of the same recipe is no gain."""
+    rungs, _ = world(FORMS[0], 0)
+    same = np.full(2001, 0.2)
+    _, apart = shifted(forecast(rungs, 5632, 112640), same, same)
+    assert apart["low"] < -0.02 < 0.02 < apart["high"]
+
+
 def test_a_ladder_fits_into_its_samples_and_is_nested():
     for samples in (2e5, 6e5, 1e9):
         found = ladder(6000, 256, 20, samples)
@@ -120,5 +137,11 @@ def test_a_ladder_fits_into_its_samples_and_is_nested():
 def test_too_little_is_said_with_what_would_do():
     with pytest.raises(UserError, match="--batch 7 or less"):
         ladder(100, 64, 20, 1e9)
+    with pytest.raises(UserError, match=r"4 batches of 2: train at once"):  # no advice that is refused again
+        ladder(19, 2, 20, 1e9)
+    for pairs in (27, 50, 1000):
+        with pytest.raises(UserError, match="--batch") as refused:
+            ladder(pairs, 999, 20, 1e9)
+        assert ladder(pairs, int(str(refused.value).partition("--batch ")[2].split()[0]), 20, 1e9)
     with pytest.raises(UserError, match="times as much"):
         ladder(6000, 256, 20, 1000)

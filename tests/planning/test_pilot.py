@@ -127,3 +127,23 @@ def test_forecasts_use_the_samples_that_were_really_seen(recipe):
     assert rows[2]["recall"] > rows[0]["recall"]
     few = piloting._forecasts(recipe, done, {}, pilots, 1000, None, 12)["forecasts"]
     assert all("of 12 held-out pairs chance alone finds 83 %" in row["why_not"] for row in few)
+
+
+def test_a_longer_pilot_with_variants_goes_into_the_same_folder(recipe, tmp_path, monkeypatch):
+    """What the verdict advises: "a longer pilot narrows the interval"."""
+    monkeypatch.setattr(piloting, "_speed", lambda recipe: 1000.0)
+    ran = []
+    monkeypatch.setattr(piloting, "_run", lambda recipe, folder, val, quiet: ran.append(folder) or Done(160, np.full(2001, 0.3)))
+    for budget, larger in ((0.8, "tiny_vit_32"), (60, "tiny_vit_32"), (60, "mobilenetv3_small_64")):
+        run_pilot(recipe, tmp_path / "pilot", budget, larger=larger, guidance=True)
+    beside = [folder.name for folder in ran if not folder.name.startswith("pairs-")]
+    assert len(beside) == 6
+    assert len(set(beside)) == 5, "another time, or another student, is another run; the same guided one is not run again"
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_a_pilot_on_so_few_held_out_pairs_that_any_model_finds_them_is_refused(recipe, tmp_path, count, monkeypatch):
+    monkeypatch.setattr(piloting, "train", lambda *a, **k: pytest.fail("no pilot need be run"))
+    few = with_settings(recipe, {"data.val": str(toy_folder(tmp_path / "few", count=count, seed=2))})
+    with pytest.raises(UserError, match=f"of {count} held-out pairs chance alone finds 100 %: give more by --val"):
+        run_pilot(few, tmp_path / "out", 60)

@@ -53,6 +53,24 @@ def test_too_little_device_memory_breaks_at_once_and_names_the_mend():
     assert "micro_batch" in limit.advice
 
 
+def test_a_batch_that_does_not_fit_into_ram_is_not_blamed_on_the_pairs():
+    """On a CPU activations are in RAM too."""
+    here = dataclasses.replace(STATED["t4"], device_memory=0)
+    wide = dataclasses.replace(SHAPE, batch=10**6)
+    advice = {shape: broken_first(limits(shape, RATES, here, 20, 168)) for shape in (SHAPE, wide)}
+    said = {shape: next(limit.advice for limit, _ in found if limit.name == "memory") for shape, found in advice.items()}
+    assert "micro_batch" in said[wide]
+    assert "fewer tars" in said[SHAPE]
+    assert "train on a part at a time (data.limit)" not in said[SHAPE], "pairs are read before they are limited"
+
+
+def test_a_batch_of_more_than_all_pairs_is_noted():
+    for batch, noted in ((1000, False), (1001, True)):
+        recipe = with_settings(load_recipe("clip"), {"optimiser.batch": batch})
+        made = make_plan(recipe, MEASURED, machine("a100"), [50_000, 1000], 168)
+        assert any("is more than 1,000 pairs" in note for note in made["notes"]) == noted
+
+
 def test_a_plan_from_ten_thousand_to_five_billion():
     pairs = counts("10k,1M,5B")
     made = make_plan(load_recipe("ping"), MEASURED, machine("a100"), pairs, 168, price=2.0)
@@ -100,6 +118,12 @@ def test_a_student_that_is_cut_out_of_a_teacher_is_not_guessed():
         (["plan", "clip", "--pilot", "10m"], "give --data"),
         (["plan", "clip", "--pilot", "ten", "--data", "x"], "expected a time"),
         (["plan", "clip", "--pairs", "10k", "--captions", "0"], "above 0"),
+        (["plan", "clip", "--pairs", "10k", "--captions", "nan"], "above 0"),
+        (["plan", "clip", "--pairs", "10k", "--captions", "1e9"], "at most 10,000"),
+        (["plan", "clip", "--pairs", "10k", "--hours", "nan"], "hours above 0"),
+        (["plan", "clip", "--pairs", "10k", "--hours", "inf"], "hours above 0"),
+        (["plan", "clip", "--pairs", "10k", "--price", "nan"], "a price of 0"),
+        (["plan", "clip", "--pairs", "10k", "--price", "inf"], "a price of 0"),
     ],
 )
 def test_mistakes_are_named(arguments, message, capsys, monkeypatch):
@@ -116,6 +140,11 @@ def test_the_verb_prints_what_breaks_first_and_what_to_change(capsys, monkeypatc
     assert "5 B" in shown
     assert "disk: bank" in shown
     assert [line.split()[-1] for line in shown.splitlines() if line.startswith("too much: disk")] == ["yes"]
+
+
+def test_money_is_of_all_devices():
+    made = make_plan(load_recipe("ping"), MEASURED, machine("8xa100"), [1_000_000], 168, price=3.0)["plans"][0]
+    assert made["money"] == pytest.approx(3.0 * 8 * made["hours"]["all"])
 
 
 def test_numbers_with_suffixes():

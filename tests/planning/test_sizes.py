@@ -164,6 +164,7 @@ def test_another_machine_has_the_stated_share_of_its_peak():
     there = RATES.on(a_machine)
     assert there.train == pytest.approx(2 * 100e12 * 0.2 / 1e8)
     assert there.decode == RATES.decode
+    assert there.gemm == pytest.approx(100e12 / 16), "one device, not in bf16"
     assert RATES.on(dataclasses.replace(a_machine, peak=None)) is RATES
 
 
@@ -173,3 +174,10 @@ def test_loading_starves_a_device_that_is_quicker_than_the_cores():
     assert not hours.starving(SHAPE, RATES, 8, large)
     slow = hours.hours(SHAPE, dataclasses.replace(RATES, train=1e5), 8, large, 10)["training"]
     assert slow == pytest.approx(10 * large / (500 * 8) / 3600)
+
+
+def test_a_bank_takes_as_long_as_the_slower_of_decoding_and_encoding():
+    quick = dataclasses.replace(RATES, image=1e9, text=1e9, decode=10.0)
+    assert hours.hours(SHAPE, quick, 2, 72_000, 1)["bank"] == pytest.approx(1.0, rel=1e-3)
+    slow = dataclasses.replace(RATES, image=10.0, text=1e9, decode=1e9)
+    assert hours.hours(SHAPE, slow, 2, 36_000, 1)["bank"] == pytest.approx(1.0 * (1 + SHAPE.views), rel=1e-3)
