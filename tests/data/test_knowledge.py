@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import shutil
 
@@ -407,3 +408,36 @@ def test_few_files_are_open_at_once(pairs, knowledge, monkeypatch):
     np.testing.assert_allclose(rows[order], expected[order], atol=1e-6)
     assert len(rows._open) == 2
     assert sum(not file.closed for file in opened) == 2
+
+
+def test_teachers_that_differ_in_their_scale_are_different_ones(folder, pairs, tmp_path):
+    """Of files without identities too; and a scale that the tars say is not lost by naming their teachers."""
+
+    def other(name, data):
+        name, data = without("identity")(name, data)
+        if not name.startswith("007") or not name.endswith("paug.json"):
+            return name, data
+        return name, in_json(data, teachers=[[*row[:2], 55.0] for row in json.loads(data)["teachers"]])
+
+    with pytest.raises(UserError, match=r"1 other teachers(.*\n)*.*its teachers are first \(48, scale 55\).*first \(48, scale 14\.28"):
+        Knowledge(open_pairs(str(repacked(folder / "out", tmp_path / "a.tar", other))))
+    with pytest.raises(
+        UserError, match=r"24 other teachers.*\n.*scale 14\.28.*for tars that do not say it, has first \(48\), second \(64\)"
+    ):
+        Knowledge(pairs, [TeacherInfo("first", 48), TeacherInfo("second", 64)])
+
+
+def test_another_size_without_a_hash_is_scaled_only_when_that_was_asked_for(folder, tmp_path):
+    def larger(name, data):
+        return resized(name, in_json(data, hash="") if name.endswith("paug.json") else data)
+
+    pairs = open_pairs(str(repacked(folder / "out", tmp_path / "a.tar", larger)))
+    with pytest.raises(UserError, match=r"24 changed pictures.*\n.*was 81 x 60 .* is 162 x 120 now; crops are scaled to it with --set"):
+        Knowledge(pairs)
+    assert Knowledge(pairs, changed="rescale").describe()["rescaled_pairs"] == 24
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="Windows, which does not fork")
+def test_processes_that_were_forked_do_not_move_each_others_place(knowledge):
+    knowledge.image(np.arange(20))
+    assert {file.tell() for file in knowledge._image._open.values()} == {0}
