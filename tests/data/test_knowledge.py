@@ -103,6 +103,7 @@ def test_captions_keep_their_origin(pairs, knowledge):
     assert len(only.texts) == knowledge.origins.count("rules")
     rows = [i for i, o in enumerate(knowledge.origins) if o == "rules"]
     np.testing.assert_array_equal(only.synthetic(np.arange(len(rows))), knowledge.synthetic(np.array(rows)))
+    assert not Knowledge(pairs, origins="rul").texts  # the whole origin, not its beginning
     with pytest.raises(UserError, match="regular expression"):
         Knowledge(pairs, origins="(")
 
@@ -202,6 +203,20 @@ def test_packed_arrays_are_read_too(folder, pairs, knowledge, tmp_path):
         return name, held.getvalue()
 
     other = open_pairs(str(repacked(folder / "out", tmp_path / "packed.tar", deflated)))
+    assert by_key(other, Knowledge(other)) == by_key(pairs, knowledge)
+
+
+def test_arrays_in_columns_are_read_too(folder, pairs, knowledge, tmp_path):
+    """Numpy writes what was transposed column by column: no row of it lies at one place."""
+
+    def turned(name, data):
+        if not name.endswith(".npz"):
+            return name, data
+        held = io.BytesIO()
+        np.savez(held, **{key: np.asfortranarray(rows) for key, rows in read_npz(data).items()})
+        return name, held.getvalue()
+
+    other = open_pairs(str(repacked(folder / "out", tmp_path / "turned.tar", turned)))
     assert by_key(other, Knowledge(other)) == by_key(pairs, knowledge)
 
 

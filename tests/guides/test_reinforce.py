@@ -18,13 +18,14 @@ from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.guides import reinforce as driver
 from clipling.guides import reinforce_shard as module
-from clipling.guides.reinforce_plan import described
+from clipling.guides.captions import Captions
+from clipling.guides.reinforce_plan import Plan, described
 from clipling.guides.shard_locks import ShardLocks
 from clipling.models.hub import new_student
 from tests.faults.killing import kill_until_done, run_in_child
 from tests.guides.making import files_of
 from tests.guides.test_kills import until_rename
-from tests.reinforcing import made, pictures, teachers
+from tests.reinforcing import made, pictures, settings, teachers
 
 fork = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 
@@ -476,3 +477,15 @@ def test_a_short_tar_that_somebody_has_is_not_there_yet(pairs, models, tmp_path)
     os.close(done[1])
     assert os.waitpid(child, 0)[1] == 0
     assert (said["made"], said["shards_there"], said["pairs"]) == (2, 3, 9)  # of 4 tars and 13 pairs
+
+
+@pytest.mark.parametrize("what", ["keys", "hashes", "groups", "captions", "extras"])
+def test_a_tar_is_made_from_every_field_of_its_pairs_and_of_no_others(pairs, models, what):
+    def digest(some: Pairs, number: int) -> str:
+        return Plan(some, models, Captions(), settings(shard=4), {}).made_from(number)
+
+    other = pairs.subset(range(13))
+    assert digest(other, 1) == digest(pairs, 1)
+    getattr(other, what)[int(pairs.offsets[5]) if what == "captions" else 5] = {"n": 1} if what == "extras" else "another"
+    assert digest(other, 1) != digest(pairs, 1)
+    assert digest(other, 0) == digest(pairs, 0)
