@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipling.data import stored_arrays
 from clipling.data.packing import SCALE, error, packed, unpacked
 from clipling.data.reinforced import Sample, TeacherInfo, array_name, members, read_sample, texts_digest
 from clipling.data.replay import Record
@@ -291,3 +292,15 @@ def of_text(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
     empty = packed("image_emb", np.zeros((0, 8), np.float32), [5, 3], "int8" if arrays["text_emb"].dtype == np.int8 else "fp32")
     paug = {"param_aug": [], "teachers": [["a", 5, 70.0], ["b", 3, 60.0]]}
     return {"paug.json": json.dumps(paug).encode(), "npz": npz_bytes(empty | arrays)}
+
+
+def test_an_npz_with_a_pickle_or_with_many_arrays_of_half_the_limit(monkeypatch):
+    held = io.BytesIO()
+    np.savez(held, text_emb=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(FormatError, match="npz: Object arrays cannot be loaded"):
+        read_npz(held.getvalue())
+    monkeypatch.setattr(stored_arrays, "LARGEST", 1000)
+    half = np.zeros((1, 100), np.float32)
+    assert read_npz(npz_bytes({"a": half})).keys() == {"a"}
+    with pytest.raises(FormatError, match="more than 0 MB once unpacked"):
+        read_npz(npz_bytes({"a": half, "b": half}))
