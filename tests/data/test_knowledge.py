@@ -477,9 +477,10 @@ def test_crops_and_synthetic_captions_are_drawn_apart(knowledge):
 
 
 def test_links_of_synthetic_captions_are_classes_of_their_own():
-    """Pairs 0 and 1 have one caption; 2 and 3 one synthetic one. That makes none of the first the same as one of the others."""
-    pairs = Pairs("made", list("abcd"), ["x", "x", "y", "z"], np.arange(5), [], ["", "", "", ""], [""] * 4, [{}] * 4)
+    """Pairs 0 and 1 have one caption, 2 and 3 one synthetic one, 4 and 5 one group. No other two are the same."""
+    groups = ["", "", "", "", "g", "g"]
+    pairs = Pairs("made", list("abcdef"), ["x", "x", "y", "z", "v", "w"], np.arange(7), [], [""] * 6, groups, [{}] * 6)
     found = Knowledge.__new__(Knowledge)
-    found.texts, found.text_offsets = ["s", "S."], np.array([0, 0, 0, 1, 2])
+    found.texts, found.text_offsets = ["s", "S."], np.array([0, 0, 0, 1, 2, 2, 2])
     links = [set(own) for own in found.links(pairs)]
-    assert [[bool(a & b) for b in links] for a in links] == [[i // 2 == j // 2 for j in range(4)] for i in range(4)]
+    assert [[bool(a & b) for b in links] for a in links] == [[i // 2 == j // 2 for j in range(6)] for i in range(6)]
