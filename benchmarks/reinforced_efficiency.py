@@ -288,7 +288,7 @@ def bytes_by_storage(size: Size) -> dict[str, Any]:
     return found
 
 
-def as_datacompdr(storage: str, augmentations: int, pairs: int = 50) -> float:
+def as_datacompdr(storage: str, augmentations: int, pairs: int = 200) -> float:
     """Bytes a pair, without picture, of a shard as DataCompDR has them: two teachers of 768, one real and five synthetic captions."""
     import io
     import os
@@ -300,7 +300,7 @@ def as_datacompdr(storage: str, augmentations: int, pairs: int = 50) -> float:
     from clipling.data.views import Augment
 
     rng = np.random.default_rng(0)
-    teachers = [TeacherInfo("first", 768, 70.0), TeacherInfo("second", 768, 60.0)]
+    teachers = [TeacherInfo("first", 768, 70.0, "0" * 16), TeacherInfo("second", 768, 60.0, "0" * 16)]
     caption = "a man riding a wave on top of a surfboard"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "00000.tar"
@@ -313,7 +313,9 @@ def as_datacompdr(storage: str, augmentations: int, pairs: int = 50) -> float:
                 records = [
                     draw_records(Augment(scale=(0.08, 1.0)), True, 0, k, np.array([number]), [(640, 480)])[0] for k in range(augmentations)
                 ]
-                sample = Sample(records, (640, 480), "0" * 32, teachers, {"": [caption] * 5}, rows)
+                sample = Sample(
+                    records, (640, 480), "0" * 32, teachers, {"": [caption] * 5}, rows, digests={"text": "0" * 16, "": "0" * 16}
+                )
                 plain = {"txt": caption.encode(), "json": f'{{"captions":["{caption}"],"key":"{number:09d}"}}'.encode()}
                 for suffix, data in (plain | members(sample, storage, False)).items():  # type: ignore[arg-type]
                     info = tarfile.TarInfo(f"{number:09d}.{suffix}")

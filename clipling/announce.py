@@ -11,7 +11,7 @@ from clipling.adapt.wise_ft import standard_error
 from clipling.batchsize import unit
 from clipling.card_rows import model_named
 from clipling.data.pairs import Pairs
-from clipling.data.shard_files import MANIFEST
+from clipling.data.shard_files import MANIFEST, ShardFile
 from clipling.engine.stages import spans
 from clipling.engine.trainer import Job
 from clipling.evals.chance import remark, shown
@@ -73,7 +73,8 @@ def half_made(source: str, pairs: int) -> list[str]:
     if not (folder / MANIFEST).is_file():
         return []
     whole = int(read_json(folder / MANIFEST).get("pairs") or 0)
-    if pairs >= whole:
+    made = (ShardFile.beside(tar) for tar in folder.glob("[0-9]*.tar"))
+    if pairs + sum(len(one.left_out) for one in made if one) >= whole:
         return []
     return [
         f"{folder.name} has {pairs:,} of the {whole:,} pairs that it was begun for: the same `clipling reinforce` command makes the rest"

@@ -263,7 +263,7 @@ def make_batches(
     if knowledge is not None and spec is not None:
         if mix is not None:
             raise UserError(
-                "data.weights would be ignored: stored knowledge is read of one source. Leave it out, or `data pack` a mixture."
+                "data.weights would be ignored: pairs with stored knowledge all count alike, of however many sources. Leave it out."
             )
         stored = {"pairs": pairs, "knowledge": knowledge, "wanted": needs(recipe), "text_tokens": text_tokens}
         stored |= {"mix": spec.mix, "exact": spec.pictures == "source"}

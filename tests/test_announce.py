@@ -6,6 +6,7 @@ import pytest
 
 from clipling.announce import half_made, notes_on, shown_while_training, student_named
 from clipling.data.photos import open_photos, with_texts
+from clipling.data.shard_files import ShardFile, write_shard_file
 from clipling.data.source import open_pairs
 from clipling.recipe import load_recipe, with_settings
 from tests.toy import toy_folder
@@ -50,3 +51,12 @@ def test_a_half_made_reinforced_source_is_said(tmp_path):
     (tmp_path / "reinforced.json").write_text('{"pairs": 300}')
     assert half_made(str(tmp_path), 300) == []
     assert "has 100 of the 300 pairs" in half_made(str(tmp_path), 100)[0]
+
+
+def test_pictures_that_were_left_out_are_not_missing(tmp_path):
+    """The command would not make more of them."""
+    (tmp_path / "reinforced.json").write_text('{"pairs": 300}')
+    (tmp_path / "00000.tar").write_bytes(b"")
+    write_shard_file(tmp_path / "00000.tar", ShardFile("", 0, 298, left_out=[["a", "broken"], ["b", "broken"]]))
+    assert half_made(str(tmp_path), 298) == []
+    assert "has 297 of the 300 pairs" in half_made(str(tmp_path), 297)[0]

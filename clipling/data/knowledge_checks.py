@@ -43,7 +43,7 @@ class Checks:
             raise FormatError("the tars do not say which teachers there were: set reinforced.teachers, such as {first: 768, second: 768}")
         if not self.teachers:
             self.teachers = sample.teachers
-        if [(t.name, t.dim) for t in sample.teachers] != [(t.name, t.dim) for t in self.teachers]:
+        if [(t.name, t.dim, t.scale) for t in sample.teachers] != [(t.name, t.dim, t.scale) for t in self.teachers]:
             said = "reinforced.teachers, which is for tars that do not say it, has" if self.given else "those of other pairs are"
             raise FormatError(f"its teachers are {_named(sample.teachers)}; {said} {_named(self.teachers)}", "other teachers")
         self._identities(sample)
@@ -77,10 +77,10 @@ class Checks:
         if sample.hash and sample.hash == pairs.hashes[i]:
             if not same:
                 raise FormatError(f"paug.json says that the picture is {was}, and it is {width} x {height}, with the very same bytes")
-        elif sample.hash and self.changed == "refuse":
+        elif self.changed == "refuse" and (sample.hash or not same):
             raise FormatError(
-                f"the picture was {was} when its crops were drawn and is {width} x {height} now, with other bytes; "
-                "crops are scaled to it with --set reinforced.changed=rescale",
+                f"the picture was {was} when its crops were drawn and is {width} x {height} now"
+                f"{', with other bytes' if sample.hash else ''}; crops are scaled to it with --set reinforced.changed=rescale",
                 "changed pictures",
             )
         elif not same:
@@ -115,7 +115,7 @@ class Checks:
 
 
 def _named(teachers: Sequence[TeacherInfo]) -> str:
-    return ", ".join(f"{t.name} ({t.dim})" for t in teachers)
+    return ", ".join(f"{t.name} ({t.dim}{f', scale {t.scale:g}' if t.scale is not None else ''})" for t in teachers)
 
 
 def _size_of(pairs: Pairs, i: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from clipling.data.packing import SCALE, Storage, packed
+from clipling.data.packing import SCALE, Storage, packed, parts, unpacked
 from clipling.data.reading import clean_captions
 from clipling.data.replay import Record
 from clipling.data.stored_arrays import FormatError, npz_bytes, read_npz, read_pickle
@@ -213,11 +213,22 @@ def _fill(sample: Sample, arrays: Mapping[str, np.ndarray]) -> None:
             raise FormatError(f"{array_name(name)} is {rows.dtype} {list(rows.shape)}, which is not {count or 'n'} rows of embeddings")
         if sample.teachers and rows.shape[1] != width:
             raise FormatError(f"{array_name(name)} has rows of {rows.shape[1]}, its teachers {width}")
-        if rows.dtype != np.int8 and not (np.isfinite(rows).all() and rows.any(axis=1).all()):
-            raise FormatError(f"{array_name(name)} holds numbers that are not finite, or rows of zeros")
         sample.embeddings[name] = rows
         if rows.dtype == np.int8:
             scale = arrays.get(array_name(name) + SCALE)
             if scale is None or scale.shape != (len(rows), len(sample.teachers)):
                 raise FormatError(f"{array_name(name)} is int8 without a fitting {array_name(name) + SCALE}")
             sample.scales[name] = scale.astype(np.float32)
+        _refuse_no_directions(sample, name)
+
+
+def _refuse_no_directions(sample: Sample, name: str) -> None:
+    """Of each teacher: zeros would make all pictures equally likely, without a word."""
+    dims, scale = [teacher.dim for teacher in sample.teachers], sample.scales.get(name)
+    if not dims:
+        return  # refused where teachers are compared
+    with np.errstate(all="ignore"):
+        made = unpacked(sample.embeddings[name], dims, scale)
+        lengths = np.stack([np.linalg.norm(part, axis=1) for part in parts(made, dims)])
+    if not (np.abs(lengths - 1) < 1e-3).all() or (scale is not None and not (scale > 0).all()):  # not true of what is no number either
+        raise FormatError(f"{array_name(name)} holds numbers that are not finite, or rows of zeros")

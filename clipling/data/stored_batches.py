@@ -77,18 +77,25 @@ class StoredBatches(TrainBatches):
     def pictures(self, epoch: int, pair: np.ndarray) -> tuple[torch.Tensor, np.ndarray, np.ndarray, dict[int, torch.Tensor]]:
         rows = self.knowledge.draw(self.seed, epoch, pair)
         boxes, flips = self.knowledge.boxes[rows], self.knowledge.flips[rows]
-        sources = [np.asarray(self.source.image(int(i))) for i in pair] if self.exact else []
+        if self.exact:
+            at = self._from_sources(pair, rows)
+        else:
+            at = {s: self._from_held(p[pair], boxes, flips, rows, s) for s, p in {**self.more, self.size: self.pixels}.items()}
+        return at[self.size], boxes, flips, {s: at[s] for s in self.more}
 
-        def at(size: int, pixels: Any) -> torch.Tensor:
-            if self.exact:
-                crops = [replay(picture, self.knowledge.records[row], size) for picture, row in zip(sources, rows)]
-                return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-            images = render_batch(pixels[pair], boxes, flips, size)
-            crops = images.permute(0, 2, 3, 1).numpy()
-            for crop, row in zip(crops, rows):
-                if self.knowledge.records[row].operations:
-                    crop[:] = operated(crop, self.knowledge.records[row].operations)
-            return images
+    def _from_sources(self, pair: np.ndarray, rows: np.ndarray) -> dict[int, torch.Tensor]:
+        """Crops by size, uint8 [n, 3, s, s]; one picture is held at a time: a batch of photographs may be gigabytes."""
+        made = {s: np.empty((len(pair), s, s, 3), np.uint8) for s in {self.size, *self.more}}
+        for place, (i, row) in enumerate(zip(pair, rows)):
+            picture = np.asarray(self.source.image(int(i)))
+            for s, crops in made.items():
+                crops[place] = replay(picture, self.knowledge.records[row], s)
+        return {s: torch.from_numpy(crops).permute(0, 3, 1, 2) for s, crops in made.items()}
 
-        images = at(self.size, self.pixels)
-        return images, boxes, flips, {s: images if s == self.size else at(s, p) for s, p in self.more.items()}
+    def _from_held(self, pictures: np.ndarray, boxes: np.ndarray, flips: np.ndarray, rows: np.ndarray, size: int) -> torch.Tensor:
+        images = render_batch(pictures, boxes, flips, size)
+        crops = images.permute(0, 2, 3, 1).numpy()
+        for crop, row in zip(crops, rows):
+            if self.knowledge.records[row].operations:
+                crop[:] = operated(crop, self.knowledge.records[row].operations)
+        return images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -69,14 +70,21 @@ class StoredRows:
             if len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
             file = self._open[number] = open(self.files[number], "rb", buffering=0)  # noqa: SIM115 - kept open for the next rows
-        file.seek(at)
-        data = file.read(width * self.dtype.itemsize)
+        data = _read_at(file, at, width * self.dtype.itemsize)
         if len(data) < width * self.dtype.itemsize:
             raise UserError(f"{self.files[number]} became shorter while it was read")
         return np.frombuffer(data, self.dtype)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}  # workers open the files themselves
+
+
+def _read_at(file: BinaryIO, at: int, size: int) -> bytes:
+    """Processes that were forked share a file's position, and would read each other's rows: it is neither used nor moved."""
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, at)
+    file.seek(at)  # Windows, which does not fork
+    return file.read(size)
 
 
 class Records(Sequence):

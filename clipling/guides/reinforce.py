@@ -13,6 +13,7 @@ from typing import Any
 
 from clipling.data.pairs import Pairs
 from clipling.data.shard_files import MANIFEST, ShardFile, bytes_digest, shard_name
+from clipling.errors import UserError
 from clipling.guides.captions import Captions
 from clipling.guides.progress import Progress, silent
 from clipling.guides.reinforce_plan import Plan, Settings, begin, refuse_foreign, refuse_older
@@ -58,7 +59,7 @@ def reinforce(
                 if own:
                     _forget(out, number)
         made = 0 if older else _make(out, plan, mine, Maker(plan, teachers, captions), locks, progress or silent)
-    there = [file for number in range(plan.shards) if (file := ShardFile.of(out, number))]
+    there = [file for number in range(plan.shards) if _is_done(out, number, plan, older) and (file := ShardFile.of(out, number))]
     counts = {"shards": plan.shards, "shards_there": len(there), "made": made, "damaged": [shard_name(number) for number in damaged]}
     return counts | _summed(there)
 
@@ -73,6 +74,7 @@ def _make(out: Path, plan: Plan, mine: range, maker: Maker, locks: ShardLocks, p
     for number in missing:
         with locks.shard(number) as own:
             if own and not _is_done(out, number, plan):  # another launch may have made it meanwhile
+                _refuse_newer(out, number, plan)
                 _forget(out, number)
                 _remove(out, shard_name(number), shard_name(number).replace(".tar", ".json"))
                 maker.write(out, number)
@@ -85,6 +87,16 @@ def _make(out: Path, plan: Plan, mine: range, maker: Maker, locks: ShardLocks, p
 def _is_done(out: Path, number: int, plan: Plan, older: bool = False) -> bool:
     file = ShardFile.of(out, number)
     return file is not None and (older or plan.fits(number, file))
+
+
+def _refuse_newer(out: Path, number: int, plan: Plan) -> None:
+    """Raises UserError for a tar of a source that was edited after this process had opened it: the older one must not take its place."""
+    file = ShardFile.of(out, number)
+    if file is not None and not plan.grew(number, file):
+        raise UserError(
+            f"{shard_name(number)} in {out} was made meanwhile by another process, of a source that was changed since this one opened it. "
+            "Run the same command again: it goes on with the source as it is now."
+        )
 
 
 def _is_damaged(out: Path, number: int) -> bool:

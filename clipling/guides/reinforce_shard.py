@@ -20,6 +20,7 @@ from clipling.data.reinforced import Sample, TeacherInfo, members, texts_digest
 from clipling.data.replay import Record, draw_records, replay
 from clipling.data.shard_files import ShardFile, bytes_digest, shard_name, write_shard_file
 from clipling.data.shards import MEMBER_IMAGES
+from clipling.errors import UserError
 from clipling.guides.captions import Captions, Item
 from clipling.guides.reinforce_plan import Plan
 from clipling.models.dual import Student
@@ -108,19 +109,19 @@ class Maker:
         """float32 [n, D] of (picture, record): each crop is rendered once for all teachers of one size."""
         rendered: dict[int, torch.Tensor] = {}
         parts = []
-        for model in self.teachers.values():
+        for name, model in self.teachers.items():
             size = model.image_size
             if size not in rendered:
                 rendered[size] = torch.from_numpy(np.stack([replay(p, r, size) for p, r in crops])).permute(0, 3, 1, 2)
             with model.evaluating():
-                parts.append(model.encode_image(model.normalise(rendered[size])).cpu().numpy())
+                parts.append(_directions(name, model.encode_image(model.normalise(rendered[size])).cpu().numpy()))
         return np.concatenate(parts, axis=1)
 
     def _texts(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [texts, D], each teacher by its own tokenizer."""
         unique = list(dict.fromkeys(texts))
         place = {text: i for i, text in enumerate(unique)}
-        features = np.concatenate([model.encode_texts_in_batches(unique) for model in self.teachers.values()], axis=1)
+        features = np.concatenate([_directions(n, model.encode_texts_in_batches(unique)) for n, model in self.teachers.items()], axis=1)
         return features[[place[text] for text in texts]]
 
     def _errors(self, samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
@@ -132,25 +133,42 @@ class Maker:
 
 
 class _Row:
-    """One pair whose picture opens. Raises ImageError otherwise."""
+    """One pair whose picture opens. Raises ImageError otherwise.
+
+    The picture is read several times, minutes apart: for its size, by captioners, by teachers, for the tar. Each raises UserError where it
+    is no longer the one of `pairs`: the embeddings would be those of another picture than the one beside them.
+    """
 
     def __init__(self, number: int, pairs: Pairs) -> None:
         self.number = number
         self.captions = pairs.captions_of(number)
-        image = pairs.image(number)
-        self.size = image.size
+        data = pairs.image_bytes(number)
+        self.size = decode(data).size
+        self._same(data, pairs)
 
     def open(self, pairs: Pairs) -> Any:
-        return lambda: pairs.image(self.number)
+        return lambda: decode(self.data(pairs))
+
+    def data(self, pairs: Pairs) -> bytes:
+        """The encoded picture."""
+        return self._same(pairs.image_bytes(self.number), pairs)
+
+    def _same(self, data: bytes, pairs: Pairs) -> bytes:
+        if hash_bytes(data) != pairs.hashes[self.number]:
+            raise UserError(
+                f"the picture of {pairs.keys[self.number]!r} was changed since the source was opened. Run the same command again when "
+                "nobody changes pictures: what is finished stays."
+            )
+        return data
 
     def crops(self, pairs: Pairs, records: Sequence[Record]) -> Iterator[tuple[np.ndarray, Record]]:
         """The picture, decoded once, with each of its records."""
-        picture = np.asarray(pairs.image(self.number))
+        picture = np.asarray(self.open(pairs)())
         return ((picture, record) for record in records)
 
     def picture(self, pairs: Pairs) -> tuple[str, bytes]:
         """Suffix and bytes for a tar: the picture's own where tars know its format, otherwise the same pixels as a PNG."""
-        data = pairs.image_bytes(self.number)
+        data = self.data(pairs)
         suffix = SUFFIXES.get(size_and_format(data)[2] or "")
         if suffix in MEMBER_IMAGES:
             return suffix, data
@@ -163,6 +181,15 @@ class _Row:
         group = {"group": pairs.groups[self.number]} if pairs.groups[self.number] else {}
         content = {**pairs.extras[self.number], "captions": self.captions, **group, "key": pairs.keys[self.number]}
         return json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "replace")
+
+
+def _directions(teacher: str, rows: np.ndarray) -> np.ndarray:
+    """The rows [n, d]. Raises UserError when one is no direction: stored as int8 it would look like one."""
+    if not (np.isfinite(rows).all() and rows.any(axis=1).all()):
+        raise UserError(
+            f"the teacher {teacher!r} makes embeddings that are not finite, or zeros: its weights are damaged. Ask another one."
+        )
+    return rows
 
 
 def member_key(key: str) -> str:

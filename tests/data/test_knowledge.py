@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import shutil
 
@@ -16,6 +17,7 @@ from PIL import Image
 from clipling.data import stored_rows
 from clipling.data.knowledge import Knowledge
 from clipling.data.packing import packed
+from clipling.data.pairs import Pairs
 from clipling.data.reinforced import TeacherInfo
 from clipling.data.replay import replay
 from clipling.data.source import open_pairs
@@ -102,6 +104,7 @@ def test_captions_keep_their_origin(pairs, knowledge):
     assert len(only.texts) == knowledge.origins.count("rules")
     rows = [i for i, o in enumerate(knowledge.origins) if o == "rules"]
     np.testing.assert_array_equal(only.synthetic(np.arange(len(rows))), knowledge.synthetic(np.array(rows)))
+    assert not Knowledge(pairs, origins="rul").texts  # the whole origin, not its beginning
     with pytest.raises(UserError, match="regular expression"):
         Knowledge(pairs, origins="(")
 
@@ -201,6 +204,20 @@ def test_packed_arrays_are_read_too(folder, pairs, knowledge, tmp_path):
         return name, held.getvalue()
 
     other = open_pairs(str(repacked(folder / "out", tmp_path / "packed.tar", deflated)))
+    assert by_key(other, Knowledge(other)) == by_key(pairs, knowledge)
+
+
+def test_arrays_in_columns_are_read_too(folder, pairs, knowledge, tmp_path):
+    """Numpy writes what was transposed column by column: no row of it lies at one place."""
+
+    def turned(name, data):
+        if not name.endswith(".npz"):
+            return name, data
+        held = io.BytesIO()
+        np.savez(held, **{key: np.asfortranarray(rows) for key, rows in read_npz(data).items()})
+        return name, held.getvalue()
+
+    other = open_pairs(str(repacked(folder / "out", tmp_path / "turned.tar", turned)))
     assert by_key(other, Knowledge(other)) == by_key(pairs, knowledge)
 
 
@@ -407,3 +424,63 @@ def test_few_files_are_open_at_once(pairs, knowledge, monkeypatch):
     np.testing.assert_allclose(rows[order], expected[order], atol=1e-6)
     assert len(rows._open) == 2
     assert sum(not file.closed for file in opened) == 2
+
+
+def test_teachers_that_differ_in_their_scale_are_different_ones(folder, pairs, tmp_path):
+    """Of files without identities too; and a scale that the tars say is not lost by naming their teachers."""
+
+    def other(name, data):
+        name, data = without("identity")(name, data)
+        if not name.startswith("007") or not name.endswith("paug.json"):
+            return name, data
+        return name, in_json(data, teachers=[[*row[:2], 55.0] for row in json.loads(data)["teachers"]])
+
+    with pytest.raises(UserError, match=r"1 other teachers(.*\n)*.*its teachers are first \(48, scale 55\).*first \(48, scale 14\.28"):
+        Knowledge(open_pairs(str(repacked(folder / "out", tmp_path / "a.tar", other))))
+    with pytest.raises(
+        UserError, match=r"24 other teachers.*\n.*scale 14\.28.*for tars that do not say it, has first \(48\), second \(64\)"
+    ):
+        Knowledge(pairs, [TeacherInfo("first", 48), TeacherInfo("second", 64)])
+
+
+def test_another_size_without_a_hash_is_scaled_only_when_that_was_asked_for(folder, pairs, tmp_path):
+    def larger(name, data):
+        return resized(name, in_json(data, hash="") if name.endswith("paug.json") else data)
+
+    other = open_pairs(str(repacked(folder / "out", tmp_path / "a.tar", larger)))
+    with pytest.raises(UserError, match=r"24 changed pictures.*\n.*was 81 x 60 .* is 162 x 120 now; crops are scaled to it with --set"):
+        Knowledge(other)
+    assert Knowledge(other, changed="rescale").describe()["rescaled_pairs"] == 24
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="Windows, which does not fork")
+def test_processes_that_were_forked_do_not_move_each_others_place(knowledge):
+    knowledge.image(np.arange(20))
+    assert {file.tell() for file in knowledge._image._open.values()} == {0}
+
+
+def test_tars_of_different_storages_in_one_folder_are_refused(folder, pairs, tmp_path):
+    """Rows are read by one number of bytes: those of the other tars would be noise."""
+    made(open_pairs(str(folder / "pictures")), tmp_path / "half", storage="fp16")
+    shutil.copytree(folder / "out", tmp_path / "mixed")
+    for end in ("tar", "json"):
+        shutil.copy(tmp_path / "half" / f"00002.{end}", tmp_path / "mixed" / f"00002.{end}")
+    with pytest.raises(UserError, match=r"4 of 24 pairs(.*\n)*.*the embeddings image are float16, others float32"):
+        Knowledge(open_pairs(str(tmp_path / "mixed")))
+
+
+def test_crops_and_synthetic_captions_are_drawn_apart(knowledge):
+    """Of every pair each crop is shown with each text; by one number for both, some would never meet."""
+    pair = np.array([i for i in range(24) if knowledge.text_offsets[i + 1] - knowledge.text_offsets[i] > 2][:1])
+    crops_texts = {(int(knowledge.draw(0, epoch, pair)[0]), int(knowledge.draw_texts(0, epoch, pair)[0])) for epoch in range(300)}
+    assert len(crops_texts) == 3 * int(np.diff(knowledge.text_offsets)[pair[0]])
+
+
+def test_links_of_synthetic_captions_are_classes_of_their_own():
+    """Pairs 0 and 1 have one caption, 2 and 3 one synthetic one, 4 and 5 one group. No other two are the same."""
+    groups = ["", "", "", "", "g", "g"]
+    pairs = Pairs("made", list("abcdef"), ["x", "x", "y", "z", "v", "w"], np.arange(7), [], [""] * 6, groups, [{}] * 6)
+    found = Knowledge.__new__(Knowledge)
+    found.texts, found.text_offsets = ["s", "S."], np.array([0, 0, 0, 1, 2, 2, 2])
+    links = [set(own) for own in found.links(pairs)]
+    assert [[bool(a & b) for b in links] for a in links] == [[i // 2 == j // 2 for j in range(6)] for i in range(6)]

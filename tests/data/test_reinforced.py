@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipling.data import stored_arrays
 from clipling.data.packing import SCALE, error, packed, unpacked
 from clipling.data.reinforced import Sample, TeacherInfo, array_name, members, read_sample, texts_digest
 from clipling.data.replay import Record
@@ -264,3 +265,42 @@ def test_more_edits_that_are_named(edit):
     found = {"paug.json": json.dumps({"param_aug": [], "teachers": [["t", 4, 1.0]], **edit}).encode()}
     with pytest.raises(FormatError, match=r"paug.json: (texts|teachers|size)"):
         read_sample(found, 1)
+
+
+def test_zeros_of_one_teacher_are_refused():
+    """Its softmax would be flat, whatever the picture."""
+    made = rows(2)
+    made[1, 5:] = 0
+    for storage in ("fp32", "fp16"):
+        with pytest.raises(FormatError, match="text_emb holds numbers that are not finite, or rows of zeros"):
+            read_sample(of_text(packed("text_emb", made, [5, 3], storage)), 2)
+    with pytest.raises(FormatError, match="rows of zeros"):
+        read_sample(of_text({"text_emb": made[:1] * np.float32(1e-20)}), 1)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.01, np.nan, np.inf])
+def test_scales_of_int8_are_positive_numbers(scale):
+    arrays = packed("text_emb", rows(2), [5, 3], "int8")
+    assert read_sample(of_text(arrays), 2).scales["text"].shape == (2, 2)
+    arrays["text_emb" + SCALE][1, 0] = scale
+    with pytest.raises(FormatError, match="text_emb holds numbers that are not finite, or rows of zeros"):
+        read_sample(of_text(arrays), 2)
+
+
+def of_text(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """Members of a pair of which only captions matter."""
+    empty = packed("image_emb", np.zeros((0, 8), np.float32), [5, 3], "int8" if arrays["text_emb"].dtype == np.int8 else "fp32")
+    paug = {"param_aug": [], "teachers": [["a", 5, 70.0], ["b", 3, 60.0]]}
+    return {"paug.json": json.dumps(paug).encode(), "npz": npz_bytes(empty | arrays)}
+
+
+def test_an_npz_with_a_pickle_or_with_many_arrays_of_half_the_limit(monkeypatch):
+    held = io.BytesIO()
+    np.savez(held, text_emb=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(FormatError, match="npz: Object arrays cannot be loaded"):
+        read_npz(held.getvalue())
+    monkeypatch.setattr(stored_arrays, "LARGEST", 1000)
+    half = np.zeros((1, 100), np.float32)
+    assert read_npz(npz_bytes({"a": half})).keys() == {"a"}
+    with pytest.raises(FormatError, match="more than 0 MB once unpacked"):
+        read_npz(npz_bytes({"a": half, "b": half}))

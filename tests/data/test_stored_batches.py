@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -119,3 +121,33 @@ def test_stored_teachers_take_their_columns(pairs, knowledge):
     assert torch.equal(torch.cat([t.image(host, CPU) for t in (first, second)], dim=1), host.stored["image"])
     assert set(second.more_texts(host, CPU)) == {"syn", "mix"}
     assert torch.equal(second.more_texts(host, CPU)["syn"], host.stored["text:syn"][:, 48:])
+
+
+class Tracked(np.ndarray):
+    """A picture of which can be told whether somebody still holds it."""
+
+
+def test_one_picture_of_a_batch_is_held_at_a_time(pairs, knowledge):
+    """A batch of 256 photographs of 12 megapixels would be 9 GB. A teacher sees the same crops at its own size."""
+    made = batches(pairs, knowledge, exact=True, more={48: Pixels.open(pairs, 60, "squash")})
+    held, most = [], []
+
+    class Source:
+        def image(self, i: int) -> np.ndarray:
+            most.append(sum(ref() is not None for ref in held))
+            pixels = np.asarray(pairs.image(i))
+            picture = Tracked(pixels.shape, np.uint8)  # owns its memory: arrays made of it hold it
+            picture[:] = pixels
+            held.append(weakref.ref(picture))
+            return picture
+
+    expected = made[3]
+    made.source = Source()
+    host = made[3]
+    assert len(most) == 8
+    assert max(most) <= 1
+    assert torch.equal(host.images, expected.images)
+    for crop, pair, row in zip(host.at_size[48], host.pair, drawn(knowledge, host)):
+        again = replay(np.asarray(pairs.image(int(pair))), knowledge.records[row], 48)
+        assert torch.equal(crop, torch.from_numpy(again.copy()).permute(2, 0, 1))
+    assert host.images.is_contiguous(memory_format=torch.channels_last)

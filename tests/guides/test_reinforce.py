@@ -18,13 +18,14 @@ from clipling.data.source import open_pairs
 from clipling.errors import UserError
 from clipling.guides import reinforce as driver
 from clipling.guides import reinforce_shard as module
-from clipling.guides.reinforce_plan import described
+from clipling.guides.captions import Captions
+from clipling.guides.reinforce_plan import Plan, described
 from clipling.guides.shard_locks import ShardLocks
 from clipling.models.hub import new_student
 from tests.faults.killing import kill_until_done, run_in_child
 from tests.guides.making import files_of
 from tests.guides.test_kills import until_rename
-from tests.reinforcing import made, pictures, teachers
+from tests.reinforcing import made, pictures, settings, teachers
 
 fork = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 
@@ -412,3 +413,79 @@ def test_damaged_shards_are_forgotten_before_the_first_is_made_anew(pairs, model
         with pytest.raises(KeyboardInterrupt):
             work(pairs, out, models, check=True)
     assert work(pairs, out, models)["made"] == 2
+
+
+@pytest.mark.parametrize("when", ["_records", "_texts"])
+def test_a_picture_that_changes_while_teachers_look_at_it(models, tmp_path, monkeypatch, when):
+    """Before its crops are made, or after: the tar would hold another picture than the one that the embeddings are of."""
+    source = open_pairs(str(pictures(tmp_path / "pictures", 6)))
+    plain = getattr(module.Maker, when)
+
+    def changed(self, asked):
+        Path(source.locations[1].path).write_bytes(Path(source.locations[3].path).read_bytes())
+        return plain(self, asked)
+
+    monkeypatch.setattr(module.Maker, when, changed)
+    with pytest.raises(UserError, match=r"the picture of '001.jpg' was changed since the source was opened"):
+        work(source, tmp_path / "out", models)
+    assert not list((tmp_path / "out").glob("*.tar"))
+    monkeypatch.undo()
+    assert work(open_pairs(str(tmp_path / "pictures")), tmp_path / "out", models)["pairs"] == 6
+
+
+@pytest.mark.parametrize(("tower", "value"), [("visual", float("nan")), ("text", 0.0)])
+def test_a_teacher_with_damaged_weights_is_not_stored(pairs, tmp_path, tower, value):
+    models = teachers()
+    damaged = models["second"].model.visual.proj if tower == "visual" else models["second"].model.text.text_projection
+    damaged.data.fill_(value)
+    with pytest.raises(UserError, match="the teacher 'second' makes embeddings that are not finite, or zeros"):
+        work(pairs, tmp_path / "out", models, storage="int8")
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_process_that_opened_an_older_source_makes_way(pairs, models, whole, tmp_path, monkeypatch):
+    """The source grew, and another launch made the longer tar, while this one was at work."""
+    out, plain = tmp_path / "out", driver.begin
+
+    def overtaken(folder, plan):
+        found = plain(folder, plan)
+        monkeypatch.setattr(driver, "begin", plain)
+        work(pairs, out, models)
+        return found
+
+    monkeypatch.setattr(driver, "begin", overtaken)
+    with pytest.raises(UserError, match=r"00001\.tar in .* was made meanwhile by another process, of a source that was changed"):
+        work(pairs.subset(range(6)), out, models)
+    assert files_of(out) == files_of(whole)
+
+
+@fork
+@pytest.mark.faults
+def test_a_short_tar_that_somebody_has_is_not_there_yet(pairs, models, tmp_path):
+    out = tmp_path / "out"
+    work(pairs.subset(range(6)), out, models)
+    ready, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(done[1])
+        with ShardLocks(out) as locks, locks.shard(1):
+            os.write(ready[1], b"1")
+            os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    said = work(pairs, out, models)
+    os.close(done[1])
+    assert os.waitpid(child, 0)[1] == 0
+    assert (said["made"], said["shards_there"], said["pairs"]) == (2, 3, 9)  # of 4 tars and 13 pairs
+
+
+@pytest.mark.parametrize("what", ["keys", "hashes", "groups", "captions", "extras"])
+def test_a_tar_is_made_from_every_field_of_its_pairs_and_of_no_others(pairs, models, what):
+    def digest(some: Pairs, number: int) -> str:
+        return Plan(some, models, Captions(), settings(shard=4), {}).made_from(number)
+
+    other = pairs.subset(range(13))
+    assert digest(other, 1) == digest(pairs, 1)
+    getattr(other, what)[int(pairs.offsets[5]) if what == "captions" else 5] = {"n": 1} if what == "extras" else "another"
+    assert digest(other, 1) != digest(pairs, 1)
+    assert digest(other, 0) == digest(pairs, 0)

@@ -134,6 +134,23 @@ def test_the_divergence_has_the_same_gradient_and_is_not_negative():
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+def test_the_divergence_of_a_student_that_is_the_teacher_is_none_on_either_side():
+    batch = batch_of(teachers=1)
+    (teacher,) = batch.teachers.values()
+    batch = taught_by(teacher.image, teacher.text, teacher.scale, teacher)
+    assert value(batch, captions="real") > 0.1
+    assert value(batch, captions="real", kl=True) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("same", ["ignore", "positive"])
+def test_pairs_that_are_not_negatives_are_what_they_are_for_clip(same):
+    cells = torch.zeros(6, 6, dtype=torch.bool)
+    cells[1, 2] = cells[2, 1] = cells[4, 0] = cells[0, 4] = True
+    batch = batch_of(same=cells)
+    assert value(batch, "clip", captions="real", same=same) == pytest.approx(Clip(same=same)(batch)["clip"].item(), abs=1e-12)
+    assert value(batch, "clip", same="ignore") != pytest.approx(value(batch, "clip", same="positive"), abs=1e-3)
+
+
 def test_pairs_that_are_not_negatives_count_for_clip_alone():
     same = torch.zeros(6, 6, dtype=torch.bool)
     same[1, 2] = same[2, 1] = True

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import tarfile
 
+import numpy as np
 import pytest
 
 from clipling import cli
+from clipling.data.stored_arrays import npz_bytes
 from clipling.engine.runtime import Runtime
 from clipling.errors import UserError
 from clipling.models.hub import new_student, save_student
@@ -177,3 +179,12 @@ def test_sizes_are_said_once(tmp_path):
         stored_plan(recipe, 1.0, teachers())
     assert stored_plan(recipe).dims == {"a": 4}
     assert stored_plan(load_recipe("clip")) is None
+
+
+def test_identities_and_digests_are_counted(tmp_path):
+    """Of nine augmentations they take the record of every pair into one more block of a tar."""
+    pairs = reinforced(tmp_path, 6, captions=(), augmentations=9, storage="fp32")
+    plan = StoredPlan({name: model.embed_dim for name, model in teachers().items()}, captions=1, synthetic=0, augmentations=9)
+    of_records = sum(512 + -(-len(data) // 512) * 512 for data in read(tmp_path / "out", ".paug.json"))
+    of_arrays = 512 + -(-len(npz_bytes({n: np.zeros((k, 112), np.float32) for n, k in (("image_emb", 9), ("text_emb", 1))})) // 512) * 512
+    assert plan.bytes_a_pair("fp32") - of_arrays == pytest.approx(of_records / len(pairs), abs=100)
