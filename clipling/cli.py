@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import sys
@@ -64,6 +65,7 @@ def _run(arguments: list[str]) -> int:
     if arguments == ["search"]:
         raise UserError("search: what about it? Say: clipling search index MODEL IMAGES --out INDEX, then: clipling search serve INDEX")
     _known(arguments)
+    _flags_known(arguments)
     name, result, as_json = _call(_together(arguments))
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else printing.text(name, result), flush=True)
@@ -105,6 +107,20 @@ def _known(arguments: Sequence[str]) -> None:
     if head in groups:
         raise UserError(f"{first!r} is no verb. There is: {', '.join(name for name in names if name.startswith(f'{head} '))}")
     raise UserError(f"{first!r} is no verb. {near(first, names)} Help: clipling --help")
+
+
+def _flags_known(arguments: Sequence[str]) -> None:
+    """UserError for a flag that the verb does not have: tyro's own answer lists the flags of all verbs that resemble it."""
+    verb = verbs().get(arguments[0]) if arguments else None
+    if verb is None:
+        return
+    named = ((name, given) for name, given in inspect.signature(verb).parameters.items() if "Positional[" not in str(given.annotation))
+    # What is on by default is switched off by `--no-...`, as tyro has it.
+    flags = ["--help", *(f"--{'no-' if given.default is True else ''}{name.replace('_', '-')}" for name, given in named)]
+    for argument in arguments[1:]:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag.replace("_", "-") not in flags:
+            raise UserError(f"{arguments[0]} has no {flag}. {near(flag, flags)} Help: clipling {arguments[0]} --help")
 
 
 def _call(arguments: list[str]) -> tuple[str, Any, bool]:

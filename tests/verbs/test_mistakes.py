@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from clipling.cli import main
+from clipling.cli import _flags_known, main, verbs
 from tests.toy import toy_folder
 
 SMALL = ["--epochs", "1", "--batch", "16", "--threads", "1"]
@@ -280,3 +281,22 @@ def test_a_refused_run_leaves_no_folder(toy, tmp_path, capsys):
     out.mkdir()  # one that was there before stays
     refused(capsys, "train", "clip", "--data", toy, "--out", out, "--batch", "999")
     assert out.is_dir()
+
+
+def test_a_mistyped_flag_is_answered_with_the_verbs_own_flags(capsys):
+    message = refused(capsys, "train", "clip", "--data", "x", "--epoch", "3").strip()
+    assert message.startswith("clipling: train has no --epoch. Did you mean '--epochs'")
+    assert message.count("\n") == 0
+    assert "'--size'" in refused(capsys, "data", "pack", "a", "b", "--szie=3")
+
+
+def test_every_flag_in_a_verbs_help_is_known(capsys):
+    """What tyro takes, the check before it takes as well."""
+    for verb in verbs():
+        code, out, _ = call(capsys, *verb.split(), "--help")
+        assert code == 0
+        flags = re.findall(r"^[│ ]*(?:-h, )?(--[a-z][a-z-]*)(?=[ \n])", out, re.MULTILINE)
+        assert "--help" in flags
+        for flag in flags:
+            _flags_known([verb, flag])
+            _flags_known([verb, "--" + flag[2:].replace("-", "_")])
