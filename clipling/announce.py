@@ -22,6 +22,7 @@ from clipling.recipe import Recipe
 from clipling.store import read_json
 
 FEW = 100
+FEW_PER_EPOCH = 10
 PLAIN = ("acc1", "teacher_cosine", "match@1", "choice@1")
 
 
@@ -44,6 +45,7 @@ def announce(job: Job) -> None:
     if len(opened.source.problems):
         lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
     lines += [f"note     {said}" for said in [*notes_on(opened.train, opened.val), *doubts_of_few(recipe, len(opened.val))]]
+    lines += [f"note     {said}" for said in few_steps(recipe, steps, job.batches.steps_per_epoch)]
     lines += [f"note     {said}" for said in half_made(recipe.data.source, len(opened.source))]
     lines += [f"note     {said}" for said in (opened.knowledge.unchecked() if opened.knowledge else ())]
     skipped = recipe.stages[len(planned) :]
@@ -133,6 +135,20 @@ def notes_on(train: Pairs, val: Pairs) -> list[str]:
     if any(val.captions) and not texts_held_out(train, val):
         return ["text_match@1 and text_choice@1 are measured on the training texts: there are too few to hold some out (about 400)"]
     return []
+
+
+def few_steps(recipe: Recipe, steps: int, per_epoch: int) -> list[str]:
+    """A budget in which little can be learned, because a batch takes most of the pairs; nothing where max_steps asks for so few."""
+    if recipe.max_steps is not None or (per_epoch >= FEW_PER_EPOCH and steps >= FEW):
+        return []
+    batch = recipe.optimiser.batch
+    smaller = next((size for size in (64, 32, 16, 8) if size < batch and per_epoch * batch >= FEW_PER_EPOCH * size), min(8, batch))
+    ways = [f"use --batch {smaller} or lower"] if per_epoch < FEW_PER_EPOCH and smaller < batch else []
+    ways += ["more epochs" if ways else "use more epochs"] if steps < FEW else []
+    if not ways:
+        return []
+    each = f"{per_epoch:,} step{'s' * (per_epoch != 1)} an epoch, {steps:,} in all"
+    return [f"{each}, are few to learn from: {', or '.join(ways)}"]
 
 
 def doubts_of_few(recipe: Recipe, val_pairs: int) -> list[str]:

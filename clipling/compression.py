@@ -31,7 +31,7 @@ from clipling.models.dual import Student
 from clipling.models.hub import open_student, save_student
 from clipling.recipe import Recipe, load_recipe, with_settings
 from clipling.run import open_data, train
-from clipling.runfolder import begun_names, locked
+from clipling.runfolder import begun_names, locked, outside_runs
 from clipling.starts import check_names, size_wish
 from clipling.store import disk_error, read_json, write_json
 
@@ -227,6 +227,7 @@ def _folder(out: Path, made: Plan, *, resume: bool, overwrite: bool, quiet: bool
         raise UserError("--resume and --overwrite contradict each other: give one of them")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out expects a folder")
+    outside_runs(out)
     ours = (out / PLAN).is_file()
     held = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
     if held and not ours:

@@ -14,7 +14,7 @@ from clipling.card import model_card
 from clipling.card_rows import before_training, short
 from clipling.engine.trainer import Job, State
 from clipling.models.hub import save_student
-from clipling.models.licences import UNKNOWN, licences_of, read
+from clipling.models.licences import UNKNOWN, licences_of, licences_of_tower, read
 from clipling.store import write_json
 
 
@@ -84,18 +84,20 @@ def licences_of_run(job: Job) -> tuple[dict[str, str], list[str]]:
     restricted: list[str] = []
     for guide in job.make_batch.guides:
         licences |= guide.licences  # type: ignore[attr-defined]
+        restricted += [name for name, text in guide.licences.items() if read(text).restricted]  # type: ignore[attr-defined]
     student, inherit = job.recipe.student, job.recipe.student.inherit
     models = [teacher.model for teacher in job.recipe.teachers.values()]
     models += [spec for spec in (inherit.source, inherit.text_source) if spec and spec not in job.recipe.teachers] if inherit else []
     models += [student.init["model"]] if student.init.get("model", "") not in ("", *job.recipe.teachers) else []
-    for spec in dict.fromkeys(models):
-        for name, licence in licences_of(spec).items():
-            licences[short(name)] = licence.text
-            restricted += [short(name)] if licence.restricted else []
+    found = [licences_of(spec) for spec in dict.fromkeys(models)]
+    found += [licences_of_tower(spec) for part, spec in student.init.items() if part != "model"]
+    for name, licence in (one for of_one in found for one in of_one.items()):
+        licences[short(name)] = licence.text
+        restricted += [short(name)] if licence.restricted else []
     if job.opened.knowledge is not None:
         stored = job.opened.knowledge
         named = [stored.named.get(teacher.name, f"stored teacher {teacher.name}") for teacher in stored.teachers]
-        found = {**(dict.fromkeys(named, UNKNOWN) if stored.unlicensed else {}), **stored.licences}
-        licences |= found
-        restricted += [name for name, text in found.items() if read(text).restricted]
+        kept = {**(dict.fromkeys(named, UNKNOWN) if stored.unlicensed else {}), **stored.licences}
+        licences |= kept
+        restricted += [name for name, text in kept.items() if read(text).restricted]
     return licences, list(dict.fromkeys(restricted))

@@ -150,8 +150,29 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """The recipe with dotted keys replaced: {"objective.ping.weight.nn": 0.5, "optimiser.batch": 128, "stages.0.epochs": 3}."""
     content = to_dict(recipe)
     for path, value in settings.items():
+        _refuse_absent(content, path)
         _assign(content, path.split("."), value, path)
     return validated(content, "--set")
+
+
+def _refuse_absent(content: Mapping[str, Any], path: str) -> None:
+    """Refuses a setting of a part that this recipe leaves out (`guide.k` of plain clip), and says which recipes have that part."""
+    keys = path.split(".")
+    for depth in range(1, len(keys)):
+        if _part(content, keys[:depth]) is not None:
+            continue
+        having = [name for name in recipe_names() if isinstance(_part(to_dict(load_recipe(name)), keys[:depth]), dict)]
+        if having and keys[0] not in NAMED:
+            part = ".".join(keys[:depth])
+            raise UserError(f"--set {path}: the recipe {content['name']!r} has no {part}. Recipes that have one: {', '.join(having)}")
+        return
+
+
+def _part(content: Any, keys: list[str]) -> Any:
+    """What lies below `keys`; None where there is nothing."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -196,8 +217,9 @@ def _assign(content: Any, keys: list[str], value: Any, path: str) -> None:
     if below is None and path.split(".")[0] in NAMED and len(path.split(".")) - len(rest) == 2:
         below = content[head] = {}  # a term or a teacher that the recipe does not have yet
     if below is None or not isinstance(below, dict | list):
-        known = [] if isinstance(content, list) else list(content)
-        raise UserError(f"--set {path}: {head!r} holds no settings here. {near(str(head), known) if known else ''}".strip())
+        known = [name for name in ([] if isinstance(content, list) else content) if name != head]
+        hint = near(str(head), known) if known and head not in content else ""
+        raise UserError(f"--set {path}: {head!r} holds no settings here. {hint}".strip())
     _assign(below, rest, value, path)
 
 

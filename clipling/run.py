@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ from clipling.models.dual import Student
 from clipling.outcome import finish
 from clipling.recipe import Data, Recipe, to_yaml
 from clipling.runfolder import clear, inputs_of, keep_apart, models_of, run_folder, same_inputs
-from clipling.starts import check_names, make_student
+from clipling.starts import check_names, make_student, with_vocabulary
 from clipling.store import atomic_write, read_json, write_json
 
 HELD_OUT_TEXTS = 20
@@ -83,6 +84,7 @@ def train(
     keeps the one that it began with. A finished run that is resumed is returned as it is. Raises UserError for an existing folder
     (without `resume` or `overwrite`), and Interrupted after Ctrl-C, when the state was saved.
     """
+    recipe = with_vocabulary(recipe)
     if fit_batch and resume:
         recipe = as_begun(recipe, out)
     with start() as runtime, contextlib.ExitStack() as held:
@@ -91,6 +93,10 @@ def train(
             held.enter_context(run_folder(out, recipe, resume=resume, overwrite=overwrite))
         runtime.wait()
         if resume and (out / "summary.json").is_file():
+            if runtime.first and not quiet:
+                print(
+                    f"the run {out} was already finished: nothing was trained. Its results are those of then.", file=sys.stderr, flush=True
+                )
             return read_json(out / "summary.json")
         job = make_job(recipe, out, runtime, quiet, resume=resume, fit_batch=fit_batch)
         if runtime.first:

@@ -68,6 +68,7 @@ def check_folder(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) ->
         raise UserError("--resume and --overwrite contradict each other: give one of them")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out expects a folder")
+    outside_runs(out)
     if not out.is_dir():
         return
     strange, begun, ours = strange_names(out), begun_names(out), is_run(out)
@@ -88,6 +89,13 @@ def check_folder(out: Path, recipe: Recipe, *, resume: bool, overwrite: bool) ->
         raise UserError(
             f"the folder {out} already exists and is not empty. Use --resume to continue its run, --overwrite, or another --out."
         )
+
+
+def outside_runs(out: Path) -> None:
+    """Refuses a folder inside another run: its --overwrite or its removal would take this one along."""
+    above = next((folder for folder in out.resolve().parents if is_run(folder)), None)
+    if above is not None:
+        raise UserError(f"--out {out} is inside the run {above}. Choose an --out beside it.")
 
 
 def keep_apart(out: Path, *models: str) -> None:
@@ -150,13 +158,28 @@ def same_recipe(out: Path, recipe: Recipe) -> None:
     path = out / "recipe.yaml"
     if not path.is_file():
         return  # Killed before its first file was written: nothing to contradict.
-    before, now = to_yaml(from_yaml(path)).splitlines(), to_yaml(recipe).splitlines()
-    changed = [line.strip() for line in now if line not in before]
-    if before != now:
+    changed = _changes(yaml.safe_load(to_yaml(from_yaml(path))), yaml.safe_load(to_yaml(recipe)))
+    if changed:
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        onward = f", or go on from its weights: `clipling finetune {out} --out ...`" if (out / "model").is_dir() else ""
         raise UserError(
-            f"--resume: the recipe differs from the one that began {out} ({'; '.join(changed[:3]) or 'settings were removed'}). "
-            "Resume with the same settings, or start a new run with another --out."
+            f"--resume: the recipe differs from the one that began {out} ({'; '.join(changed[:3])}{more}). "
+            f"Resume with the same settings, start a new run with another --out{onward}."
         )
+
+
+def _changes(before: Any, now: Any, name: str = "") -> list[str]:
+    """`stages.0.epochs was 3, is 5` for each setting that differs; "-" for one that is not there."""
+    if isinstance(before, list) and isinstance(now, list) and all(isinstance(one, dict) for one in [*before, *now]):
+        before, now = ({str(n): one for n, one in enumerate(given)} for given in (before, now))
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [f"{name} was {_value(before)}, is {_value(now)}"]
+    keys = dict.fromkeys([*before, *now])
+    return [said for key in keys for said in _changes(before.get(key, "-"), now.get(key, "-"), f"{name}.{key}".lstrip("."))]
+
+
+def _value(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def clear(out: Path, *, resume: bool, overwrite: bool) -> None:

@@ -78,7 +78,9 @@ class StudentSpec:
     `50%`: that tower cut down."""
     space: Literal["own", "teacher"] = "own"
     """`teacher`: embeddings have the size of the (only) teacher's, whatever the config says."""
-    vocabulary: Literal["restricted", "full"] = "restricted"
+    vocabulary: Literal["auto", "restricted", "full"] = "auto"
+    """`restricted`: only the token rows of the training captions are trained; `full`: all rows. `auto`: restricted where the text
+    tower has CLIP's own tokens, else full."""
     norm: Literal["local", "sync", "frozen"] = "local"
     """BatchNorm of the student: statistics of each process, of all processes, or not trained."""
 

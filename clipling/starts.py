@@ -6,6 +6,7 @@ import copy
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ import torch
 from clipling.data.pairs import Pairs
 from clipling.data.pixels import Pixels
 from clipling.errors import UserError
+from clipling.models.build import checked_config
 from clipling.models.dual import Student
 from clipling.models.hub import new_student, open_student, zoo_config
 from clipling.models.inits import load_exactly
+from clipling.models.vocabulary import CLIPS_TOKENS
 from clipling.recipe import Inherit, Recipe
 from clipling.store import read_json
 
@@ -35,11 +38,24 @@ def make_student(recipe: Recipe, pairs: Pairs, teachers: Mapping[str, Student], 
         student = with_text_tower_of(student_config(recipe, teachers), texts, recipe.seed, dict(spec.init))
     else:
         student = new_student(student_config(recipe, teachers), seed=recipe.seed, init=real_init(recipe))
-    if spec.vocabulary == "restricted":
+    if spec.vocabulary == "restricted" or (spec.vocabulary == "auto" and student.can_restrict_vocabulary):
         trained_rows = spec.inherit is not None or spec.text != "config" or "model" in spec.init or "text" in spec.init
         student.restrict_vocabulary(student.tokenise_all([*pairs.captions, *texts]), frozen_rest=trained_rows)
     student.set_norm(spec.norm)
     return student.train()
+
+
+def with_vocabulary(recipe: Recipe) -> Recipe:
+    """The recipe with `student.vocabulary` = auto replaced where the student's config alone says what it means, so that recipe.yaml does.
+
+    Of towers that come from another model `make_student` decides, by the same rule, when that model is open.
+    """
+    spec = recipe.student
+    if spec.vocabulary != "auto" or spec.config in ("init", "inherit") or spec.text != "config":
+        return recipe
+    text = checked_config(_named_config(spec.config))["model_cfg"]["text_cfg"]
+    ours = "hf_model_name" not in text and text.get("vocab_size", CLIPS_TOKENS) == CLIPS_TOKENS
+    return replace(recipe, student=replace(spec, vocabulary="restricted" if ours else "full"))
 
 
 def real_init(recipe: Recipe) -> dict[str, str] | None:
@@ -59,10 +75,14 @@ def student_config(recipe: Recipe, teachers: Mapping[str, Student]) -> dict[str,
         if "model" not in spec.init:
             raise UserError("student.config = 'init' means the config of the model that training starts from: set student.init.model too")
         return _source(spec.init["model"], teachers).local_config
-    config = read_json(spec.config) if spec.config.endswith(".json") else zoo_config(spec.config)
+    config = _named_config(spec.config)
     if spec.space == "teacher":
         config["model_cfg"]["embed_dim"] = _only(teachers, "student.space = 'teacher'").embed_dim
     return config
+
+
+def _named_config(name: str) -> dict[str, Any]:
+    return read_json(name) if name.endswith(".json") else zoo_config(name)
 
 
 def check_names(recipe: Recipe) -> None:

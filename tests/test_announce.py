@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipling.announce import half_made, notes_on, shown_while_training, student_named
+from clipling.announce import few_steps, half_made, notes_on, shown_while_training, student_named
 from clipling.data.photos import open_photos, with_texts
 from clipling.data.shard_files import ShardFile, write_shard_file
 from clipling.data.source import open_pairs
@@ -36,6 +36,24 @@ def test_what_weakens_the_numbers_is_said_at_the_start(tmp_path):
     assert notes_on(some, others) == []
     (said,) = notes_on(some, some)
     assert "measured on the training texts" in said
+
+
+@pytest.mark.parametrize(
+    ("batch", "epochs", "per_epoch", "said"),
+    [
+        (256, 3, 1, "1 step an epoch, 3 in all, are few to learn from: use --batch 16 or lower, or more epochs"),
+        (256, 3, 3, "use --batch 64 or lower, or more epochs"),
+        (256, 40, 5, "5 steps an epoch, 200 in all, are few to learn from: use --batch 64 or lower"),
+        (64, 5, 15, "15 steps an epoch, 75 in all, are few to learn from: use more epochs"),
+        (256, 20, 22, None),
+        (8, 40, 4, None),
+    ],
+)
+def test_few_steps_are_said_before_they_are_taken(batch, epochs, per_epoch, said):
+    recipe = with_settings(load_recipe("clip"), {"optimiser.batch": batch, "stages.0.epochs": epochs})
+    found = few_steps(recipe, epochs * per_epoch, per_epoch)
+    assert found == [] if said is None else found[0].endswith(said)
+    assert few_steps(with_settings(recipe, {"max_steps": 1}), 1, per_epoch) == []
 
 
 def test_students_are_not_called_by_words_of_the_recipe():

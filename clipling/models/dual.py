@@ -19,7 +19,7 @@ from clipling.models import towers
 from clipling.models.build import build_model, checked_config
 from clipling.models.convolutions import make_safe
 from clipling.models.tokens import Tokenise, tokenizer
-from clipling.models.vocabulary import RestrictedEmbedding, kept_ids
+from clipling.models.vocabulary import CLIPS_TOKENS, RestrictedEmbedding, kept_ids
 
 NORMS = ("local", "frozen", "sync")
 TOKENISED_AT_ONCE = 65_536
@@ -233,14 +233,23 @@ class Student(nn.Module):
         self.model.visual.compile()
         self._text_forward = torch.compile(towers._cut_forward, dynamic=True)
 
+    @property
+    def can_restrict_vocabulary(self) -> bool:
+        """Whether the text tower has CLIP's own tokens, all of them."""
+        tower = self.model.text
+        return isinstance(getattr(tower, "token_embedding", None), nn.Embedding) and tower.vocab_size == CLIPS_TOKENS
+
     def restrict_vocabulary(self, tokens: Tensor, frozen_rest: bool = False) -> None:
         """Keeps only the token rows that `tokens` (ids of the training captions, any shape) use; see vocabulary.py.
 
         With `frozen_rest` (for a trained table) the other rows stay as they are, frozen.
         """
         tower = self.model.text
-        if not isinstance(getattr(tower, "token_embedding", None), nn.Embedding) or tower.vocab_size != 49408:
-            raise UserError("the vocabulary can be restricted once, in a text tower with CLIP's own tokens (49,408 rows)")
+        if not self.can_restrict_vocabulary:
+            raise UserError(
+                "the vocabulary can be restricted once, in a text tower with CLIP's own tokens (49,408 rows), and this one has not got "
+                "them. Use --set student.vocabulary=full"
+            )
         tower.token_embedding = RestrictedEmbedding(tower.token_embedding.weight, kept_ids(tokens), frozen_rest)
         self.train(self.training)
 

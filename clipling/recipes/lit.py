@@ -14,7 +14,7 @@ def recipe(smoke: bool = False, scale: Literal["cpu", "paper"] = "cpu") -> Recip
     made.student = StudentSpec(
         config="efficientnet_lite0_text128",
         init={"image": "efficientnet_lite0"},
-        vocabulary="full" if scale == "paper" else "restricted",
+        vocabulary="full" if scale == "paper" else "auto",
     )
     made.stages[0].freeze = ["image"]
     return made

@@ -65,7 +65,7 @@ def reinforce(
     from clipling.guides.reinforce import reinforce as make
     from clipling.guides.teacher import gate as pass_gate
     from clipling.models.hub import open_student
-    from clipling.models.licences import UNKNOWN, licences_of
+    from clipling.models.licences import UNKNOWN, licences_of, told_of_run
     from clipling.processes import rank_and_world
     from clipling.run import threads as set_threads
 
@@ -89,7 +89,7 @@ def reinforce(
             _passes(pass_gate, name, model, pairs, spec)
     known = {spec: licences_of(spec) for spec in teacher}
     licences = {last_parts(name): found.text for of_one in known.values() for name, found in of_one.items()}
-    licences |= {last_parts(spec): UNKNOWN for spec in teacher if not known[spec]}
+    licences |= {last_parts(spec): said for spec in teacher if (said := told_of_run(spec) or ("" if known[spec] else UNKNOWN))}
     named = {name: last_parts(spec) for name, spec in zip(models, teacher, strict=True)}
     told: dict[str, Any] = {"licences": licences, "named": named, "progress": progress}
     try:

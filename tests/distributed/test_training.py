@@ -29,6 +29,7 @@ def clipling(tmp_path: Path, recipe: str, out: str, world: int, *extra: str) -> 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(call, capture_output=True, text=True, timeout=240, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr[-3000:]
 
 
 def losses(run: Path) -> list[float]:

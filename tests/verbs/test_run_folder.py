@@ -109,6 +109,30 @@ def test_folders_of_another_origin_are_refused(toy, tmp_path, capsys, name, how)
     assert not (tmp_path / "run" / ".lock").exists()
 
 
+def test_other_settings_are_named_with_both_values_and_a_finished_run_says_so(trained, tmp_path, capsys):
+    run = run_of(trained, tmp_path, finished=True)
+    said = refused(capsys, *command(trained[0], run, "--resume", "--epochs", "5"))
+    assert "(stages.0.epochs was 1.0, is 5.0)" in said
+    assert f"clipling finetune {run} --out" in said
+    shutil.rmtree(run / "model")
+    said = refused(capsys, *command(trained[0], run, "--resume", "--epochs", "5", "--seed", "3"))
+    assert "(seed was 0, is 3; stages.0.epochs was 1.0, is 5.0)" in said
+    assert "finetune" not in said
+    code, _, said = call(capsys, *command(trained[0], run, "--resume"))
+    assert code == 0
+    assert said == f"the run {run} was already finished: nothing was trained. Its results are those of then.\n"
+
+
+@pytest.mark.parametrize("inside", ["model", "more/deep"])
+def test_no_run_inside_another_run(trained, tmp_path, capsys, inside):
+    run = run_of(trained, tmp_path, finished=True)
+    shutil.rmtree(run / "model")
+    before = files(run)
+    assert f"is inside the run {run}" in refused(capsys, *command(trained[0], run / inside))
+    assert files(run) == before
+    assert call(capsys, *command(trained[0], tmp_path / "beside"))[0] == 0
+
+
 def test_resume_into_a_folder_that_is_no_run(toy, tmp_path, capsys):
     put(tmp_path / "notes.txt", b"mine")
     assert "notes.txt" in refused(capsys, *command(toy, tmp_path, "--resume"))
