@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from clipling.errors import UserError
 from clipling.store import alone, read_json, write_json
 
 INCOMING = "incoming"
+MOST_LEFT_OUT = 0.1  # of the rows: the share above which opening a source refuses too (data.max_bad)
 _REMOTE_KINDS = (".tar", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 
 
@@ -63,7 +65,8 @@ def pack(
 
     The packed source has the pairs of the source in their order, with the same keys, captions, groups and extras, apart from rows that
     cannot be used, which are listed in `out/problems.tsv`; with `retry` those that could not be fetched or read before are tried again.
-    progress: called with (what is done, so much of it, out of so much).
+    progress: called with (what is done, so much of it, out of so much). `failed` of what is returned: whether more than a tenth of the rows
+    was left out.
     Raises UserError for a source that cannot be read, a folder that holds something else or that another process packs into, a full
     disk, and when nothing is left.
     """
@@ -74,8 +77,13 @@ def pack(
     options = replace(options, links=True)
     settings = {"format": 1, "source": str(spec), "size": size, "quality": quality, "shard": shard}
     settings |= {name: value for name, value in vars(options).items() if name != "links"}
-    with alone(out, "packing into"):
-        return _pack(spec, out, options, settings, fetch, at_once, retry, progress)
+    absent = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        with alone(out, "packing into"):
+            return _pack(spec, out, options, settings, fetch, at_once, retry, progress)
+    except UserError:
+        _take_back(out, absent)
+        raise
 
 
 def _pack(
@@ -142,6 +150,15 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
             left.unlink(missing_ok=True)
     if not known.is_file():
         write_json(known, settings)
+
+
+def _take_back(out: Path, absent: list[Path]) -> None:
+    """Leaves nothing of a call that came to nothing, as of a source that does not open: no settings alone, no folder that was `absent`."""
+    if [path.name for path in out.glob("*")] == [SETTINGS_FILE]:
+        (out / SETTINGS_FILE).unlink(missing_ok=True)
+    for folder in absent:  # the innermost first
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def _unfinish(out: Path, settings: dict[str, Any]) -> None:
@@ -226,6 +243,8 @@ def _finish(out: Path, settings: dict[str, Any], names: list[str], problems: Pro
         "out": str(out),
         "shards": len(names),
         **made,
+        # As `failed` of every verb: whether the exit code says that something is wrong. The numbers are in left_out.
+        "failed": len(problems) > MOST_LEFT_OUT * (counts["pairs"] + len(problems)),
         "left_out": problems.counts(),
         "first_problems": [list(problem) for problem in problems.rows[:5]],
         "problem_list": os.fspath(out / "problems.tsv"),

@@ -54,4 +54,6 @@ def shown_pack(result: Mapping[str, Any]) -> str:
         said.append("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in result["left_out"].items()))
         said.extend(f"  {where[:200]}: {detail[:200]}" for _, where, detail in result["first_problems"])
         said.append(f"  all are listed in {result['problem_list']}")
+    if result["failed"]:
+        said.append("warning: more than a tenth of the rows was left out, which the exit code 1 tells too")
     return "\n".join([*said, f"next:  clipling train clip --data {result['out']} --out runs/clip"])
