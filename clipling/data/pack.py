@@ -244,7 +244,7 @@ def _finish(out: Path, settings: dict[str, Any], names: list[str], problems: Pro
         "shards": len(names),
         **made,
         # As `failed` of every verb: whether the exit code says that something is wrong. The numbers are in left_out.
-        "failed": len(problems) > MOST_LEFT_OUT * (counts["pairs"] + len(problems)),
+        "failed": problems.left_out() > MOST_LEFT_OUT * (counts["pairs"] + problems.left_out()),
         "left_out": problems.counts(),
         "first_problems": [list(problem) for problem in problems.rows[:5]],
         "problem_list": os.fspath(out / "problems.tsv"),

@@ -47,11 +47,13 @@ def shown_inspect(result: Mapping[str, Any]) -> str:
 
 
 def shown_pack(result: Mapping[str, Any]) -> str:
+    from clipling.data.problems import heading
+
     pictures = f"{result['resized']:,} pictures resized, {result['kept']:,} kept as they were"
     said = [f"{result['pairs']:,} pairs, {result['captions']:,} captions in {result['shards']:,} tars of {result['out']}", pictures]
     said[1] += f"; {result['bytes'] / 1e6:,.1f} MB"
     if result["left_out"]:
-        said.append("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in result["left_out"].items()))
+        said.append(heading(result["left_out"]))
         said.extend(f"  {where[:200]}: {detail[:200]}" for _, where, detail in result["first_problems"])
         said.append(f"  all are listed in {result['problem_list']}")
     if result["failed"]:

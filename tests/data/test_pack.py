@@ -333,14 +333,16 @@ def test_a_source_that_does_not_open_leaves_nothing(tmp_path):
     for spec, out in (("scr.tar", "new/deep"), ("bad.csv", "new"), ("scr.tar", "mine")):
         with pytest.raises(UserError):
             run(tmp_path / spec, tmp_path / out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.csv", "mine"] and not any((tmp_path / "mine").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.csv", "mine"]
+    assert not any((tmp_path / "mine").iterdir())
     path = source(tmp_path)
     run(path, tmp_path / "out")
     before = files(tmp_path / "out")
     path.unlink()
     with pytest.raises(UserError, match="does not exist"):
         run(path, tmp_path / "out")
-    assert files(tmp_path / "out") == before and (tmp_path / "out" / "pack.json").is_file(), "what was packed stays"
+    assert files(tmp_path / "out") == before, "what was packed stays"
+    assert (tmp_path / "out" / "pack.json").is_file()
 
 
 @pytest.mark.parametrize(("bad", "code"), [(1, 0), (2, 1)])
@@ -352,7 +354,9 @@ def test_the_exit_code_tells_of_more_than_a_tenth_left_out(tmp_path, capsys, bad
     table = put(tmp_path / "pairs.csv", "\n".join(["filepath,title", *rows]) + "\n")
     assert main(["data", "pack", str(table), str(tmp_path / "out")]) == code
     said = capsys.readouterr().out
-    assert f"left out: {bad} " in said and ("exit code 1" in said) == bool(code) and "next:" in said
+    assert f"left out: {bad} " in said
+    assert ("exit code 1" in said) == bool(code)
+    assert "next:" in said
     assert len(open_pairs(str(tmp_path / "out"))) == 10 - bad
 
 

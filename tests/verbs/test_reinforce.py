@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -148,6 +149,21 @@ def test_what_cannot_be_checked_is_said_before_training(folder, tmp_path, capsys
     assert "does not say whether captions are those that the teachers read (all): that could not be checked" in said
     assert main(["train", "mobileclip", "--smoke", "--data", str(folder / "out"), "--out", str(tmp_path / "other")]) == 0
     assert "could not be checked" not in capsys.readouterr().err
+
+
+def test_a_half_made_source_is_told_of_before_the_batch(folder, tmp_path, capsys):
+    """Too few pairs for the recipe's batch are then no riddle."""
+    half = tmp_path / "half"
+    shutil.copytree(folder / "out", half)
+    (half / "00002.tar").unlink()
+    train = ["train", "mobileclip", "--data", str(half), "--out", str(tmp_path / "run")]
+    assert main([*train, "--epochs", "1"]) == 2
+    said = capsys.readouterr().err
+    assert 0 < said.index("half has 18 of the 24 pairs") < said.index("optimiser.batch = ")
+    assert main([*train, "--smoke"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("half has 18 of the 24 pairs") == 1
+    assert said.startswith("note     half has 18")
 
 
 @pytest.mark.parametrize(
