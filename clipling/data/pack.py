@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,10 +23,15 @@ from clipling.data.pairs import Row
 from clipling.data.problems import Problem, Problems
 from clipling.data.reading import Options, combine
 from clipling.data.remote import Fetch, FetchError, remote_files, split_remote, suffix_of
+from clipling.data.shards import members_of
 from clipling.data.source import read_parts
 from clipling.errors import UserError
 from clipling.store import alone, read_json, write_json
 
+NOT_PACKED = (
+    "warning: what teachers stored beside these pairs (`clipling reinforce`) is not packed: its crops fit the pictures as they are. "
+    "Train from the source itself, or reinforce the packed one."
+)
 INCOMING = "incoming"
 MOST_LEFT_OUT = 0.1  # of the rows: the share above which opening a source refuses too (data.max_bad)
 _REMOTE_KINDS = (".tar", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
@@ -99,7 +105,11 @@ def _pack(
     _begin(out, settings)
     packing = Packing(settings["size"], settings["quality"], fetch, at_once, retry, partial(_unfinish, out, settings))
     problems, counts, names = Problems(str(spec)), Counter(), []
+    told = False
     for unit, what in _units(spec, out, options, packing, progress):
+        if not told and _has_knowledge(unit.rows):
+            told = True
+            print(NOT_PACKED, file=sys.stderr, flush=True)
         problems.extend(unit.problems)
         before = len(names)
         for index, fresh in _shards(unit, out, settings["shard"], packing, partial(progress, what), lambda: not counts["pairs"]):
@@ -115,6 +125,15 @@ def _pack(
             )
         unit.close(len(names) - before)
     return _finish(out, settings, names, problems, counts)
+
+
+def _has_knowledge(rows: list[Row]) -> bool:
+    """Whether teachers' knowledge lies beside a picture of the first tar of each folder."""
+    tars: dict[Path, Path] = {}
+    for path in map(Path, dict.fromkeys(row.location.path for row in rows)):
+        if path.suffix == ".tar":
+            tars.setdefault(path.parent, path)
+    return any("paug.json" in members for tar in tars.values() for members in members_of(tar))
 
 
 def _shards(

@@ -37,7 +37,9 @@ def shown_reinforce(result: Mapping[str, Any]) -> str:
     rows = [[name, f"{found['largest']:.1e}", f"{found['lowest_cosine']:.6f}"] for name, found in result["errors"].items()]
     shown = table(["stored embeddings of", "largest error", "lowest cosine"], rows)
     without = "" if sum(result["captions"].values()) else " --set objective.reinforced.options.captions=real"
-    return "\n".join([*said, "", shown, "", f"next:  clipling train mobileclip --data {result['out']} --out RUN{without}"])
+    return "\n".join(
+        [*said, "", shown, "", f"next:  clipling train mobileclip --data {result['out']} --out RUN{without}   (or mobileclip2)"]
+    )
 
 
 def shown_inspect(result: Mapping[str, Any]) -> str:

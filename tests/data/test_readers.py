@@ -73,6 +73,15 @@ def test_paths(tmp_path, monkeypatch):
     assert [pairs.image_bytes(i) for i in (2, 3, 4)] == [picture(1), picture(9), picture(3)]
 
 
+def test_a_description_is_a_caption(tmp_path):
+    pictures(tmp_path, 2)
+    assert open_pairs(str(table(tmp_path, [["filename", "description"], ["0.jpg", "a"], ["1.jpg", "b"]]))).captions == ["a", "b"]
+    both = table(tmp_path, [["description", "filename", "title"], ["long", "0.jpg", "short"]], name="both.csv")
+    assert open_pairs(str(both)).captions == ["short"], "the title comes first, as before"
+    with pytest.raises(UserError, match=r"no image column\. .*--image-column 'bild'"):
+        open_pairs(str(table(tmp_path, [["description", "bild"], ["a", "0.jpg"]], name="no.csv")))
+
+
 def test_named_columns_and_groups(tmp_path):
     pictures(tmp_path, 3)
     rows = [["photo", "beschreibung", "sku"], ["0.jpg", "a", "p1"], ["1.jpg", "b", "p1"], ["2.jpg", "c", ""]]
@@ -81,7 +90,10 @@ def test_named_columns_and_groups(tmp_path):
     assert (pairs.groups, pairs.extras) == (["p1", "p1", ""], [{}, {}, {}])
     assert len({tuple(found) for found in pairs.links()}) == 2
     for how, message in [
-        ({}, "no image column.*'photo', 'beschreibung', 'sku'.*filepath.*--image-column 'photo'"),
+        (
+            {},
+            "no image column and no caption column.*'photo', 'besch.*filepath.*title.*--image-column 'photo' --caption-column 'b",
+        ),
         ({"image_column": "photo"}, "no caption column.*title, caption, text.*--caption-column 'beschreibung'"),
         ({"image_column": "foto"}, "no column 'foto'.*Did you mean 'photo'"),
         ({"image_column": "photo", "caption_column": "beschreibung", "group": "skus"}, "no column 'skus'.*'sku'"),
