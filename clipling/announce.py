@@ -43,10 +43,10 @@ def announce(job: Job) -> None:
     lines += stored_shown(opened.knowledge.describe() if opened.knowledge else {})
     lines += _loading(job)
     if len(opened.source.problems):
-        lines.append(f"skipped  {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
+        what = "skipped " if opened.source.problems.left_out() else "note    "
+        lines.append(f"{what} {opened.source.problems.summary()}; listed in {job.folder / 'problems.tsv'}")
     lines += [f"note     {said}" for said in [*notes_on(opened.train, opened.val), *doubts_of_few(recipe, len(opened.val))]]
     lines += [f"note     {said}" for said in few_steps(recipe, steps, job.batches.steps_per_epoch)]
-    lines += [f"note     {said}" for said in half_made(recipe.data.source, len(opened.source))]
     lines += [f"note     {said}" for said in (opened.knowledge.unchecked() if opened.knowledge else ())]
     skipped = recipe.stages[len(planned) :]
     if any(stage.surgery for stage in skipped):
@@ -70,7 +70,7 @@ def stored_shown(stored: Mapping[str, Any]) -> list[str]:
 
 
 def half_made(source: str, pairs: int) -> list[str]:
-    """Of a reinforced source of which tars are missing: training on a part of it should be known."""
+    """Of a reinforced source of which tars are missing: training on a part of it should be known (run.with_a_batch says it)."""
     folder = Path(source)
     if not (folder / MANIFEST).is_file():
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from clipling.errors import UserError
@@ -21,17 +22,21 @@ def fitting_batch(pairs: int, world: int = 1) -> int | None:
     return max(smallest, world * 2 ** (share.bit_length() - 1))
 
 
-def check_batch(batch: int, pairs: int, world: int, what: str = "pairs") -> None:
-    """Refuses a batch that cannot be drawn or divided; the one that is proposed instead always can. what: pairs or photos."""
+def check_batch(batch: int, pairs: int, world: int, what: str = "pairs", also: Sequence[str] = ()) -> None:
+    """Refuses a batch that cannot be drawn or divided; the one that is proposed instead always can. what: pairs or photos. also: said of
+    the source where there are too few of them, such as that it is half made."""
     if batch % world:
         raise UserError(f"{KEY} = {batch} cannot be divided among {world} processes")
     if batch <= pairs:
         return
     proposed = fitting_batch(pairs, world)
+    first = "".join(f"{said}.\n" for said in also)
     if proposed is None:
-        raise UserError(f"training {what}: {pairs}; a step needs at least {max(2, world)}, and learning many more. Give more {what}.")
+        raise UserError(
+            f"{first}training {what}: {pairs}; a step needs at least {max(2, world)}, and learning many more. Give more {what}."
+        )
     raise UserError(
-        f"{KEY} = {batch} is larger than the {pairs} training {what}. Use --batch {proposed} ({pairs // proposed} steps an epoch) "
+        f"{first}{KEY} = {batch} is larger than the {pairs} training {what}. Use --batch {proposed} ({pairs // proposed} steps an epoch) "
         f"or give more {what}."
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from clipling.adapt.wise_ft import Interpolated, standard_error, wise_ft
-from clipling.announce import announce, shown_while_training, sizes_of_watched
+from clipling.announce import announce, half_made, shown_while_training, sizes_of_watched
 from clipling.batchsize import as_begun, check_batch, fitted, unit
 from clipling.build import (
     make_evaluators,
@@ -189,9 +189,7 @@ def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *
     if resume and runtime.first:
         same_inputs(out, inputs_of(opened.train, opened.val))
     silent = quiet or not runtime.first
-    if fit_batch:
-        recipe = fitted(recipe, len(opened.train), runtime.world, silent)
-    check_batch(recipe.optimiser.batch, len(opened.train), runtime.world, unit(recipe))
+    recipe = with_a_batch(recipe, opened, runtime.world, silent, fit_batch)
     evaluators = make_evaluators(recipe, opened.val, models)  # before what takes long: a watched source may be mistyped
     pass_gates(recipe, models, opened.train, runtime, silent)
     knowledge = make_knowledge(recipe, opened.train)
@@ -210,6 +208,19 @@ def make_job(recipe: Recipe, out: Path, runtime: Runtime, quiet: bool = False, *
     sizes = {name: model.sizes()["total_without_token_rows"] for name, model in models.items()}
     margin = noise_of_few(recipe.evaluation.best, len(opened.val))
     return Job(recipe, student, objective, batches, maker, evaluators, out, runtime, quiet, surgeries, tells, opened, margin, sizes)
+
+
+def with_a_batch(recipe: Recipe, opened: OpenedPairs, world: int, silent: bool, fit_batch: bool) -> Recipe:
+    """The recipe with a batch that the pairs have; UserError where its own is too large and not to be fitted.
+
+    That the source is half made is said before any word on batches: it explains why there are so few pairs.
+    """
+    part = half_made(recipe.data.source, len(opened.source))
+    taken = fitted(recipe, len(opened.train), world, quiet=True) if fit_batch else recipe
+    check_batch(taken.optimiser.batch, len(opened.train), world, unit(recipe), part)
+    if not silent:
+        print("".join(f"note     {said}\n" for said in part), end="", file=sys.stderr, flush=True)
+    return fitted(recipe, len(opened.train), world, silent) if fit_batch else recipe
 
 
 def noise_of_few(best: str, val_pairs: int) -> Callable[[float], float]:

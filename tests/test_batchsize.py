@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from clipling.batchsize import as_begun, check_batch, fitted, fitting_batch
+from clipling.errors import UserError
 from clipling.recipe import load_recipe, to_yaml, with_settings
 
 
@@ -20,6 +21,12 @@ def test_the_largest_power_of_two_with_four_steps_an_epoch(world):
         check_batch(found, pairs, world)  # can be drawn and divided
         candidates = [world * 2**n for n in range(9) if world * 2**n >= smallest and pairs // (world * 2**n) >= 4]
         assert found == max(candidates, default=smallest)
+
+
+@pytest.mark.parametrize("pairs", [1, 95])
+def test_that_a_source_is_half_made_comes_before_the_batch(pairs):
+    with pytest.raises(UserError, match=r"^half is made\.\n(.|\n)*training pairs"):
+        check_batch(256, pairs, 1, also=["half is made"])
 
 
 def test_only_a_batch_that_is_too_large_is_replaced(capsys):

@@ -21,7 +21,7 @@ from clipling.data.reading import Reading, combine
 from clipling.errors import UserError
 from clipling.store import atomic_write, cache_dir
 
-_VERSION = 2  # of what is stored and of what counts as a good image; a new one makes all indexes again
+_VERSION = 3  # of what is stored and of what counts as a good image; a new one makes all indexes again
 _CHUNK = 4096
 
 

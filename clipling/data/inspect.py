@@ -10,6 +10,7 @@ import numpy as np
 from clipling.data import speed
 from clipling.data.images import ImageError, size_and_format
 from clipling.data.pairs import Pairs, normalise_caption
+from clipling.data.problems import heading
 from clipling.data.split import published_split, split
 from clipling.errors import UserError
 
@@ -83,7 +84,7 @@ def render(info: dict[str, Any]) -> str:
 def _problem_lines(info: dict[str, Any]) -> list[str]:
     if not info["problems"]:
         return ["no problems"]
-    lines = [f"left out: {_counts(info['problems'])}"]
+    lines = [heading(info["problems"])]
     lines.extend(f"  {where}: {detail[:200]}" for _, where, detail in info["first_problems"])
     if info["problem_list"]:
         lines.append(f"  all are listed in {info['problem_list']}")

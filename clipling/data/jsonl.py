@@ -22,7 +22,7 @@ from clipling.data.table import URL_COLUMNS, find_columns
 from clipling.errors import UserError, near
 
 IMAGE_FIELDS = ("image", "file_name", "filepath", "path")
-CAPTION_FIELDS = ("caption", "captions", "text", "title")
+CAPTION_FIELDS = ("caption", "captions", "text", "title", "description")
 
 
 def read_jsonl(path: Path, options: Options) -> Reading:

@@ -24,6 +24,8 @@ from clipling.data.stored_rows import Records, StoredRows, places_in_npz
 from clipling.errors import UserError
 from clipling.store import read_json
 
+NOTHING = "no knowledge"
+
 
 class Knowledge:
     """What is stored beside P pairs.
@@ -70,8 +72,9 @@ class Knowledge:
         for path, rows in by_shard.items():
             self._read_shard(Path(path), rows, pairs, found, bad)
         if len(bad):
+            why = f"usable knowledge beside them: {bad.summary()}" if set(bad.counts()) != {NOTHING} else "stored knowledge beside them"
             raise UserError(
-                f"{len(bad)} of {len(pairs)} pairs of {pairs.name} have no usable knowledge beside them: {bad.summary()}. The first:\n"
+                f"{len(bad)} of {len(pairs)} pairs of {pairs.name} have no {why}. The first:\n"
                 f"{bad.first()}\nMake a source that has it with `clipling reinforce SOURCE --teacher MODEL --out NEW`, or train a recipe "
                 "without `reinforced`."
             )
@@ -92,7 +95,7 @@ class Knowledge:
                     sample = read_sample(content, len(pairs.captions_of(i)), self.teachers)
                     self.checks.check(sample, pairs, i)
                 except FormatError as error:
-                    bad.add(error.kind if "paug.json" in members else "no knowledge", pairs.keys[i], str(error))
+                    bad.add(error.kind if "paug.json" in members else NOTHING, pairs.keys[i], str(error))
                     continue
                 places = places_in_npz(sample, content["npz"], members["npz"].offset) if "npz" in members else {}
                 for name in places:  # from now on its shape will do

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,11 +23,17 @@ from clipling.data.pairs import Row
 from clipling.data.problems import Problem, Problems
 from clipling.data.reading import Options, combine
 from clipling.data.remote import Fetch, FetchError, remote_files, split_remote, suffix_of
+from clipling.data.shards import members_of
 from clipling.data.source import read_parts
 from clipling.errors import UserError
 from clipling.store import alone, read_json, write_json
 
+NOT_PACKED = (
+    "warning: what teachers stored beside these pairs (`clipling reinforce`) is not packed: its crops fit the pictures as they are. "
+    "Train from the source itself, or reinforce the packed one."
+)
 INCOMING = "incoming"
+MOST_LEFT_OUT = 0.1  # of the rows: the share above which opening a source refuses too (data.max_bad)
 _REMOTE_KINDS = (".tar", ".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 
 
@@ -63,7 +71,8 @@ def pack(
 
     The packed source has the pairs of the source in their order, with the same keys, captions, groups and extras, apart from rows that
     cannot be used, which are listed in `out/problems.tsv`; with `retry` those that could not be fetched or read before are tried again.
-    progress: called with (what is done, so much of it, out of so much).
+    progress: called with (what is done, so much of it, out of so much). `failed` of what is returned: whether more than a tenth of the rows
+    was left out.
     Raises UserError for a source that cannot be read, a folder that holds something else or that another process packs into, a full
     disk, and when nothing is left.
     """
@@ -74,8 +83,13 @@ def pack(
     options = replace(options, links=True)
     settings = {"format": 1, "source": str(spec), "size": size, "quality": quality, "shard": shard}
     settings |= {name: value for name, value in vars(options).items() if name != "links"}
-    with alone(out, "packing into"):
-        return _pack(spec, out, options, settings, fetch, at_once, retry, progress)
+    absent = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        with alone(out, "packing into"):
+            return _pack(spec, out, options, settings, fetch, at_once, retry, progress)
+    except UserError:
+        _take_back(out, absent)
+        raise
 
 
 def _pack(
@@ -91,7 +105,11 @@ def _pack(
     _begin(out, settings)
     packing = Packing(settings["size"], settings["quality"], fetch, at_once, retry, partial(_unfinish, out, settings))
     problems, counts, names = Problems(str(spec)), Counter(), []
+    told = False
     for unit, what in _units(spec, out, options, packing, progress):
+        if not told and _has_knowledge(unit.rows):
+            told = True
+            print(NOT_PACKED, file=sys.stderr, flush=True)
         problems.extend(unit.problems)
         before = len(names)
         for index, fresh in _shards(unit, out, settings["shard"], packing, partial(progress, what), lambda: not counts["pairs"]):
@@ -107,6 +125,15 @@ def _pack(
             )
         unit.close(len(names) - before)
     return _finish(out, settings, names, problems, counts)
+
+
+def _has_knowledge(rows: list[Row]) -> bool:
+    """Whether teachers' knowledge lies beside a picture of the first tar of each folder."""
+    tars: dict[Path, Path] = {}
+    for path in map(Path, dict.fromkeys(row.location.path for row in rows)):
+        if path.suffix == ".tar":
+            tars.setdefault(path.parent, path)
+    return any("paug.json" in members for tar in tars.values() for members in members_of(tar))
 
 
 def _shards(
@@ -142,6 +169,15 @@ def _begin(out: Path, settings: dict[str, Any]) -> None:
             left.unlink(missing_ok=True)
     if not known.is_file():
         write_json(known, settings)
+
+
+def _take_back(out: Path, absent: list[Path]) -> None:
+    """Leaves nothing of a call that came to nothing, as of a source that does not open: no settings alone, no folder that was `absent`."""
+    if [path.name for path in out.glob("*")] == [SETTINGS_FILE]:
+        (out / SETTINGS_FILE).unlink(missing_ok=True)
+    for folder in absent:  # the innermost first
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def _unfinish(out: Path, settings: dict[str, Any]) -> None:
@@ -226,6 +262,8 @@ def _finish(out: Path, settings: dict[str, Any], names: list[str], problems: Pro
         "out": str(out),
         "shards": len(names),
         **made,
+        # As `failed` of every verb: whether the exit code says that something is wrong. The numbers are in left_out.
+        "failed": problems.left_out() > MOST_LEFT_OUT * (counts["pairs"] + problems.left_out()),
         "left_out": problems.counts(),
         "first_problems": [list(problem) for problem in problems.rows[:5]],
         "problem_list": os.fspath(out / "problems.tsv"),

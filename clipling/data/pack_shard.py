@@ -14,13 +14,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from clipling.data.beside import PACKED_KEY
 from clipling.data.images import ImageError
 from clipling.data.pack_picture import packed_picture
 from clipling.data.packed import Entry, ShardIndex, read_index
 from clipling.data.pairs import Location, Row, hash_bytes
 from clipling.data.reading import is_url
 from clipling.data.remote import Fetch, FetchError
-from clipling.data.shards import PACKED_KEY
 from clipling.errors import UserError
 from clipling.store import atomic_produce
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 from clipling.errors import UserError
 from clipling.store import atomic_write, cache_dir
+
+OPEN_END = "tar without its end mark"  # a kind that is no row: all that there is of the tar was read
 
 
 class Problem(NamedTuple):
@@ -52,6 +54,10 @@ class Problems:
         atomic_write(path, ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
         self.path = Path(path)
 
+    def left_out(self) -> int:
+        """Rows that could not be used: tars that only lack their end mark are none."""
+        return sum(row.kind != OPEN_END for row in self.rows)
+
     def summary(self) -> str:
         """One phrase: `3 missing image, 1 empty caption`."""
         return ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
@@ -80,6 +86,12 @@ class Problems:
             content = "\n".join("\t".join(row) for row in self.rows).encode("utf-8", "backslashreplace")
             self.write(cache_dir() / "problems" / f"{blake2b(content, digest_size=8).hexdigest()}.tsv")
         return self.path
+
+
+def heading(counts: Mapping[str, int]) -> str:
+    """`left out: 3 missing image, 1 empty caption; 1 tar without its end mark` of numbers by kind."""
+    rows = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if kind != OPEN_END)
+    return "; ".join([*([f"left out: {rows}"] if rows else []), *([f"{counts[OPEN_END]:,} {OPEN_END}"] if OPEN_END in counts else [])])
 
 
 def _one_line(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tarfile
@@ -12,19 +11,15 @@ from itertools import product
 from pathlib import Path
 from typing import BinaryIO
 
+from clipling.data.beside import PACKED_KEY, captions_of, group_and_extras, record_of
 from clipling.data.packed import read_packed
 from clipling.data.pairs import Location, Row
-from clipling.data.problems import Problems
-from clipling.data.reading import Options, Reading, clean_captions, clean_key, field_of, text_of, texts_of
+from clipling.data.problems import OPEN_END, Problems
+from clipling.data.reading import Options, Reading, clean_key
 from clipling.errors import UserError
 
 MEMBER_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
-PACKED_KEY = "clipling_key"  # the field of .json that holds a key which is no good name of a member
-# What img2dataset writes into each JSON: where a picture came from and how it was resized, nothing about its content.
-_DOWNLOAD_FIELDS = {
-    *("key", "url", "status", "error_message", "sha256", "md5", "exif", "shard_id"),
-    *("width", "height", "original_width", "original_height"),
-}
+NO_END = "no end mark"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _MOST_SHARDS = 1_000_000
@@ -73,7 +68,7 @@ def read_shard(path: Path, options: Options) -> Reading:
     captions are the field `caption` or `captions` of `.json` (or the field that `caption_column` names: `lang.de` is `de`
     of the object `lang`), otherwise the lines of `.txt`. The field `group` of `.json` (or another that is named) is the
     group, `.cls` becomes `extras["cls"]`, other fields become extras. From a truncated tar the
-    whole samples are kept, and a problem tells of it.
+    whole samples are kept, and a problem tells of it; a tar that only lacks its end mark is told of in other words.
     """
     path = Path(os.path.abspath(path))
     packed = read_packed(path, options)
@@ -125,8 +120,12 @@ def _samples(path: Path, problems: Problems) -> list[_Sample]:
         before = next((sample for sample in reversed(samples) if sample is not last), None)
         if last is not None and before is not None and not before.members.keys() <= last.members.keys():
             samples.remove(last)  # its first members are whole, the others are lost
-            reason += f"; {last.key} is incomplete and left out"
-        problems.add("truncated tar", path.name, reason)
+            problems.add("truncated tar", path.name, f"{reason}; {last.key} is incomplete and left out")
+        elif reason == NO_END:
+            pairs = sum(not sample.members.keys().isdisjoint(MEMBER_IMAGES) for sample in samples)
+            problems.add(OPEN_END, path.name, f"{NO_END}; {pairs} pairs were read, the rest, if any, is lost")
+        else:
+            problems.add("truncated tar", path.name, reason)
     _number_repeats(samples)
     return samples
 
@@ -157,7 +156,7 @@ def _members(path: Path, damage: list[str]) -> Iterator[tuple[str, Location]]:
             block = file.read(tarfile.BLOCKSIZE)
         # tarfile ends in silence at a damaged header as it does at the end mark, a block of zeros.
         if len(block) < tarfile.BLOCKSIZE:
-            damage.append("the file ends without the end mark of a tar")
+            damage.append("the file ends inside a header" if any(block) else NO_END)
         elif any(block):
             damage.append(f"damaged from byte {end} of {length} on")
     except Exception as error:  # tarfile raises all sorts of errors on damaged headers
@@ -174,36 +173,24 @@ def _row(sample: _Sample, file: BinaryIO, shard: str, problems: Problems, option
     record = {}
     if "json" in sample.members:
         try:
-            record = json.loads(_read(file, sample.members["json"]).decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            problems.add("unparsable json", where, f"not JSON: {error}"[:300])
+            record = record_of(_read(file, sample.members["json"]))
+        except ValueError as error:
+            problems.add("unparsable json", where, str(error))
             return None
-        if not isinstance(record, dict):
-            problems.add("unparsable json", where, "not a JSON object")
-            return None
-    captions = _captions(sample, record, file, options)
+    captions = captions_of(record, lambda: _text(sample, file), options)
     if not captions and not options.captions_optional:
         problems.add("no caption", where, "no caption in .json or .txt")
         return None
-    group = options.group or "group"
-    used = {"caption", "captions", PACKED_KEY, group, options.caption_column, *_DOWNLOAD_FIELDS}
-    extras = {name: value for name, value in record.items() if name not in used and value is not None}
+    group, extras = group_and_extras(record, options)
     if "cls" in sample.members:
         extras["cls"] = _read(file, sample.members["cls"]).decode("utf-8", "replace").strip()
-    return Row(record.get(PACKED_KEY) or sample.key, captions, image, text_of(field_of(record, group)), extras)
+    return Row(record.get(PACKED_KEY) or sample.key, captions, image, group, extras)
 
 
-def _captions(sample: _Sample, record: dict, file: BinaryIO, options: Options) -> list[str]:
-    if options.caption_column is not None:
-        return clean_captions(texts_of(field_of(record, options.caption_column)) or [])
-    for name in ("caption", "captions"):
-        captions = clean_captions(texts_of(record.get(name)) or [])
-        if captions:
-            return captions
-    if "txt" in sample.members:
-        text = _read(file, sample.members["txt"]).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
-        return clean_captions(text.split("\n"))
-    return []
+def _text(sample: _Sample, file: BinaryIO) -> str | None:
+    if "txt" not in sample.members:
+        return None
+    return _read(file, sample.members["txt"]).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
 
 
 def _read(file: BinaryIO, location: Location) -> bytes:

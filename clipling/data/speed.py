@@ -85,7 +85,12 @@ def lines(found: dict[str, Any]) -> list[str]:
         return []
     names = {"exact": "as they are", "fast": "with data.decode=fast", "packed": f"packed at {found['pack_size']} px"}
     speeds = ", ".join(f"{found[name]:,.0f} {said}" for name, said in names.items() if found[name])
-    made = [f"loading at {found['size']} px", f"  pairs a second      {speeds} (one process, {found['pictures']} pictures measured)"]
+    student = found.get("student")  # the verb knows it
+    default = f"; {student['name']}, the default student, sees {student['size']} px" if student else ""
+    made = [
+        f"loading at {found['size']} px (--size){default}",
+        f"  pairs a second      {speeds} (one process, {found['pictures']} pictures measured)",
+    ]
     made.append(f"  {found['said']}")
     if found["command"]:
         gain = f"{found['packed'] / max(found['fast'] or 0.0, found['exact']):.1f} times as fast"

@@ -13,7 +13,8 @@ from clipling.data.reading import IMAGE_SUFFIXES, Options, Paths, Reading, choos
 from clipling.errors import UserError
 
 IMAGE_COLUMNS = ("filepath", "image", "img", "path", "file_name", "filename")
-CAPTION_COLUMNS = ("title", "caption", "text")
+CAPTION_COLUMNS = ("title", "caption", "text", "description")
+_EXAMPLE = "Name yours, for example"
 URL_COLUMNS = ("url", "image_url", "img_url", "link", "image_link", "urls")
 
 
@@ -64,9 +65,7 @@ def find_columns(header: Sequence[str], options: Options, where: str, images: Se
             raise url_error(where, links, caption)
         image = links
     if image is None:
-        raise UserError(
-            f"{where}: no image column. Its columns are: {shown}. Wanted is one of {', '.join(images)}. {_advice(header, '--image-column')}"
-        )
+        raise _no_image_column(where, shown, header, caption, options, images, captions)
     if caption is None and not options.captions_optional:
         rest = [name for name in header if name != image]
         raise UserError(
@@ -76,11 +75,25 @@ def find_columns(header: Sequence[str], options: Options, where: str, images: Se
     return Columns(image, caption, group)
 
 
+def _no_image_column(
+    where: str, shown: str, header: Sequence[str], caption: str | None, options: Options, images: Sequence[str], captions: Sequence[str]
+) -> UserError:
+    """Names the captions' column in the same message where that is missing too: else it would be the next one."""
+    both = caption is None and not options.captions_optional
+    what = "no image column and no caption column" if both else "no image column"
+    wanted = f"Wanted is one of {', '.join(images)}{' and one of ' + ', '.join(captions) if both else ''}."
+    rest = [name for name in header if name != caption]
+    advice = _advice(rest, "--image-column")
+    if both and len(rest) > 1 and advice.startswith(_EXAMPLE):
+        advice += f" --caption-column '{rest[1][:60]}'"
+    return UserError(f"{where}: {what}. Its columns are: {shown}. {wanted} {advice}")
+
+
 def _advice(names: Sequence[str], flag: str) -> str:
     if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
         return "The first line must name the columns: put a line such as filepath,title above it."
     example = names[0][:60] if names and names[0] else "NAME"
-    return f"Name yours, for example: {flag} '{example}'"
+    return f"{_EXAMPLE}: {flag} '{example}'"
 
 
 def _separator(path: Path, lines: list[str], options: Options) -> str:

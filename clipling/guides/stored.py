@@ -169,6 +169,7 @@ class Bank:
             first = ", ".join([key for keys in wrong.values() for key in keys][:5])
             raise UserError(
                 f"the bank {self.folder} was built from another source: of {len(pairs)} pairs {counts} (first: {first}). "
+                "Pictures that `clipling data pack` re-encoded count as others. "
                 f"Give the bank of this source, or build one: clipling bank {pairs.name} --out FOLDER"
             )
         return index

@@ -166,7 +166,7 @@ def gate(name: str, model: Student, pairs: Pairs, spec: str) -> dict[str, float]
         raise UserError(
             f"the teacher {spec} finds the right caption for {100 * found['image_to_text']:.1f} % and the right picture for "
             f"{100 * found['text_to_image']:.1f} % of {count} training pairs; chance is {100 / count:.1f} %. It has nothing to teach about "
-            f"these pairs. Choose another teacher (or fine-tune it first: `clipling finetune`), or learn from it all the same: "
+            "these pairs. Choose a better teacher, or train one on pairs like these first (`clipling train`), or learn from it anyway: "
             f"--set teachers.{name}.gate=false"
         )
     return {**found, "chance": 1 / count, "pairs": count}

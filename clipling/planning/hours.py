@@ -14,6 +14,9 @@ EXACT_SHARE = 0.7  # of a matrix product's speed that the exact search reaches (
 # search chooses on a sample of the data: 53 of 346 for 95 % of the neighbours of 30,000 rows of about 26 effective dimensions. Other
 # data may want fewer or more.
 CELLS, PROBES = 2, 53
+# Of machines that are not measured. A small student on a GPU is not bound by arithmetic: a step is hundreds of kernels, launched one after
+# the other, and a run begins with processes, a device and files to open. Both are guesses, that no plan says less than what can be.
+STEP_FLOOR, START_UP = 0.005, 20.0
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Rates:
     train: pairs a second. image, text: pictures and captions of the frozen encoders a second (0 without a guide). gemm: FLOP/s of fp32
     matrix products. decode: pictures a second of one core. stored_seconds: what the teachers of a reinforced source take for one pair (0:
     not known), stored_flop their work; crop_seconds: of decoding a picture and making the crops that they see, by one core a process.
+    step_floor: seconds that a step takes at least; start_up: seconds before the first one (both 0 where steps were measured).
     """
 
     train: float
@@ -36,6 +40,8 @@ class Rates:
     stored_seconds: float = 0.0
     stored_flop: float = 0.0
     crop_seconds: float = 0.0
+    step_floor: float = 0.0
+    start_up: float = 0.0
 
     def on(self, machine: Machine) -> Rates:
         """The rates of another machine: of its stated peak the assumed share; pictures are decoded by cores like this one's."""
@@ -46,7 +52,8 @@ class Rates:
         # Neighbours are searched by one process, in fp32: a sixteenth of a tensor core's bf16 peak, as on an A100 (19.5 of 312).
         # `clipling reinforce` runs as a process a device, each of which makes its crops and then asks the teachers.
         stored = {"stored_seconds": self.stored_flop / reached, "crop_seconds": self.crop_seconds / machine.devices}
-        return replace(self, train=reached / self.train_flop, gemm=machine.peak / 16, **encoders, **stored)
+        guessed = {"step_floor": STEP_FLOOR, "start_up": START_UP}
+        return replace(self, train=reached / self.train_flop, gemm=machine.peak / 16, **encoders, **stored, **guessed)
 
 
 def hours(shape: Shape, rates: Rates, cores: int, pairs: int, epochs: float) -> dict[str, float]:
@@ -60,7 +67,8 @@ def hours(shape: Shape, rates: Rates, cores: int, pairs: int, epochs: float) -> 
         found["neighbours"] = search_flop(shape, pairs) / rates.gemm / 3600
     if rates.stored_seconds:
         found["reinforcing"] = pairs * (rates.stored_seconds + rates.crop_seconds) / 3600
-    training = epochs * pairs / rates.train
+    steps = epochs * max(1.0, pairs / shape.batch)
+    training = rates.start_up + max(epochs * pairs / rates.train, steps * rates.step_floor)
     found["training"] = max(training, 0.0 if once else epochs * decoding) / 3600
     return found
 

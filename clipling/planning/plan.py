@@ -6,7 +6,7 @@ from typing import Any
 
 from clipling.errors import UserError
 from clipling.planning.calibrate import Calibration
-from clipling.planning.hours import Rates, hours, starving
+from clipling.planning.hours import START_UP, STEP_FLOOR, Rates, hours, starving
 from clipling.planning.limits import Limit, limits
 from clipling.planning.machines import UTILISATION, Machine
 from clipling.planning.sizes import DECODED_LIMIT, Shape, disk, memory, peak_memory, training_memory
@@ -107,6 +107,9 @@ def notes(recipe: Recipe, shape: Shape, rates: Rates, machine: Machine, measured
         found.append(f"hours from steps measured just now on this machine ({measured.device}, {measured.threads} threads)")
     else:
         found.append(f"hours assume {100 * UTILISATION:.0f} % of the stated peak of {machine.devices} device(s): {machine.source}")
+        found.append(
+            f"a step takes {1000 * STEP_FLOOR:g} ms at least, and {START_UP:g} s go by before the first one: guesses of ours, not measured"
+        )
     if 3 * most * round(shape.image_size * 1.25) ** 2 > DECODED_LIMIT:
         found.append(f"decoded pictures are kept up to {DECODED_LIMIT / 2**30:.0f} GiB; larger sources are decoded at every epoch")
     if starving(shape, rates, machine.cores, most):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+NONE = "–"  # there is nothing of it
 
 
 def size(value: float) -> str:
@@ -43,11 +44,11 @@ def plan_text(result: Mapping[str, Any], table: Any) -> str:
     rows = [[f"disk: {name}", *(size(p["bytes"][name]) for p in plans)] for name in plans[0]["bytes"]]
     rows += [["memory, at most", *(size(p["memory"]["peak"]) for p in plans)]]
     names = list(dict.fromkeys(name for p in plans for name in p["hours"]))
-    rows += [[f"time: {name}", *(time(p["hours"][name]) if name in p["hours"] else "" for p in plans)] for name in names]
+    rows += [[f"time: {name}", *(time(p["hours"][name]) if name in p["hours"] else NONE for p in plans)] for name in names]
     if plans[0]["money"] is not None:
         rows += [["money", *(f"{p['money']:,.2f}" for p in plans)]]
     broken = [limit["name"] for limit in result["limits"] if any(limit["name"] in p["broken"] for p in plans)]
-    rows += [[f"too much: {name}", *("yes" if name in p["broken"] else "" for p in plans)] for name in broken]
+    rows += [[f"too much: {name}", *("yes" if name in p["broken"] else "no" for p in plans)] for name in broken]
     stored = stored_text(result["stored"]) if "stored" in result else []
     breaks = [limit for limit in result["limits"] if limit["most_pairs"] is not None and limit["name"] != "exact neighbours"]
     lines = [head, "", table(header, rows), "", *stored]
@@ -74,7 +75,7 @@ def pilot_text(result: Mapping[str, Any], table: Any) -> str:
     shown = lambda row: [f"{100 * row['recall']:.1f}", f"{100 * row['low']:.1f} - {100 * row['high']:.1f}"]  # noqa: E731
     pilots = [[str(p["pairs"]), f"{p['epochs']:.3g}", *shown(p)] for p in result["pilots"]]
     rows = [[f["what"], f"{f['pairs']:,}", f"{f['epochs']:.3g}", *shown(f)] for f in result["forecasts"]]
-    rows += [[name, "", "", *shown(found)] for name, found in result["against"].items()]
+    rows += [[name, NONE, NONE, *shown(found)] for name, found in result["against"].items()]
     lines = [
         table(["pilots: pairs", "epochs", "recall@10", "90 %"], pilots),
         "",
@@ -87,4 +88,5 @@ def pilot_text(result: Mapping[str, Any], table: Any) -> str:
                 f"{row['what'].partition(',')[0]}: {100 * apart['difference']:+.1f} points in the pilots "
                 f"({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})"
             )
-    return "\n".join([*lines, "", result["verdict"]])
+    # Numbers that say nothing are not to be read before the word that they do.
+    return "\n".join([result["verdict"], "", *lines] if "why_not" in result["forecasts"][0] else [*lines, "", result["verdict"]])

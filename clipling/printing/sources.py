@@ -37,7 +37,9 @@ def shown_reinforce(result: Mapping[str, Any]) -> str:
     rows = [[name, f"{found['largest']:.1e}", f"{found['lowest_cosine']:.6f}"] for name, found in result["errors"].items()]
     shown = table(["stored embeddings of", "largest error", "lowest cosine"], rows)
     without = "" if sum(result["captions"].values()) else " --set objective.reinforced.options.captions=real"
-    return "\n".join([*said, "", shown, "", f"next:  clipling train mobileclip --data {result['out']} --out RUN{without}"])
+    return "\n".join(
+        [*said, "", shown, "", f"next:  clipling train mobileclip --data {result['out']} --out RUN{without}   (or mobileclip2)"]
+    )
 
 
 def shown_inspect(result: Mapping[str, Any]) -> str:
@@ -47,11 +49,15 @@ def shown_inspect(result: Mapping[str, Any]) -> str:
 
 
 def shown_pack(result: Mapping[str, Any]) -> str:
+    from clipling.data.problems import heading
+
     pictures = f"{result['resized']:,} pictures resized, {result['kept']:,} kept as they were"
     said = [f"{result['pairs']:,} pairs, {result['captions']:,} captions in {result['shards']:,} tars of {result['out']}", pictures]
     said[1] += f"; {result['bytes'] / 1e6:,.1f} MB"
     if result["left_out"]:
-        said.append("left out: " + ", ".join(f"{count:,} {kind}" for kind, count in result["left_out"].items()))
+        said.append(heading(result["left_out"]))
         said.extend(f"  {where[:200]}: {detail[:200]}" for _, where, detail in result["first_problems"])
         said.append(f"  all are listed in {result['problem_list']}")
+    if result["failed"]:
+        said.append("warning: more than a tenth of the rows was left out, which the exit code 1 tells too")
     return "\n".join([*said, f"next:  clipling train clip --data {result['out']} --out runs/clip"])

@@ -42,4 +42,14 @@ def inspect(
     pairs = open_pairs(source, image_column=image_column, caption_column=caption_column, group=group, separator=separator, max_bad=1.0)
     if problems is not None:
         pairs.problems.write(problems)
-    return {**look(pairs), "loading": loading(pairs, size, rate, workers)}
+    return {**look(pairs), "loading": {**loading(pairs, size, rate, workers), "student": _default_student()}}
+
+
+def _default_student() -> dict[str, Any]:
+    """Name and picture size of the student that recipes begin with. Its file is read, for the zoo's own reader wants torch."""
+    from clipling.settings import StudentSpec
+    from clipling.store import read_json
+
+    name = StudentSpec().config
+    config = read_json(Path(__file__).parents[1] / "models" / "zoo" / f"{name}.json")
+    return {"name": name, "size": config["model_cfg"]["vision_cfg"]["image_size"]}

@@ -235,7 +235,10 @@ def test_a_damaged_shard_is_named(folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda name, data: None if name.endswith("paug.json") else (name, data), "24 no knowledge"),
+        (
+            lambda name, data: None if name.endswith("paug.json") else (name, data),
+            "24 of 24 pairs of .* have no stored knowledge beside them",
+        ),
         (lambda name, data: None if name.endswith("npz") else (name, data), "lack image_emb"),
         (lambda name, data: (name, data + b"\nanother") if name.endswith(".txt") else (name, data), None),
         (lambda name, data: (name, in_json(data, captions=["one"] * 9)) if name.endswith("g.json") else (name, data), None),

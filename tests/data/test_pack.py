@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from clipling.cli import main
 from clipling.data import images, index
 from clipling.data import pack as pack_module
 from clipling.data import pack_shard as pack_shard_module
@@ -324,6 +325,39 @@ def test_a_mistyped_source_does_not_claim_the_folder(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         run(tmp_path / "scr.tar", tmp_path / "out")
     assert run(path, tmp_path / "out")["pairs"] == 11
+
+
+def test_a_source_that_does_not_open_leaves_nothing(tmp_path):
+    put(tmp_path / "bad.csv", "a,b\n1,2\n")
+    (tmp_path / "mine").mkdir()
+    for spec, out in (("scr.tar", "new/deep"), ("bad.csv", "new"), ("scr.tar", "mine")):
+        with pytest.raises(UserError):
+            run(tmp_path / spec, tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.csv", "mine"]
+    assert not any((tmp_path / "mine").iterdir())
+    path = source(tmp_path)
+    run(path, tmp_path / "out")
+    before = files(tmp_path / "out")
+    path.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        run(path, tmp_path / "out")
+    assert files(tmp_path / "out") == before, "what was packed stays"
+    assert (tmp_path / "out" / "pack.json").is_file()
+
+
+@pytest.mark.parametrize(("bad", "code"), [(1, 0), (2, 1)])
+def test_the_exit_code_tells_of_more_than_a_tenth_left_out(tmp_path, capsys, bad, code):
+    """Of 10 rows one is a tenth, which is allowed; two are more."""
+    rows = [f"{n}.jpg,caption {n}" for n in range(10)]
+    for n in range(10 - bad):
+        put(tmp_path / f"{n}.jpg", photo(n, 20, 30))
+    table = put(tmp_path / "pairs.csv", "\n".join(["filepath,title", *rows]) + "\n")
+    assert main(["data", "pack", str(table), str(tmp_path / "out")]) == code
+    said = capsys.readouterr().out
+    assert f"left out: {bad} " in said
+    assert ("exit code 1" in said) == bool(code)
+    assert "next:" in said
+    assert len(open_pairs(str(tmp_path / "out"))) == 10 - bad
 
 
 def test_folders_that_hold_something_else(tmp_path):

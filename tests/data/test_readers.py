@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tarfile
 from functools import cache
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from clipling.data.pairs import clean_caption
 from clipling.data.source import open_pairs
 from clipling.errors import UserError
-from tests.data.making import picture, pictures, put
+from tests.data.making import picture, pictures, put, tar
 
 pytestmark = pytest.mark.usefixtures("fresh_cache")
 
@@ -72,6 +73,15 @@ def test_paths(tmp_path, monkeypatch):
     assert [pairs.image_bytes(i) for i in (2, 3, 4)] == [picture(1), picture(9), picture(3)]
 
 
+def test_a_description_is_a_caption(tmp_path):
+    pictures(tmp_path, 2)
+    assert open_pairs(str(table(tmp_path, [["filename", "description"], ["0.jpg", "a"], ["1.jpg", "b"]]))).captions == ["a", "b"]
+    both = table(tmp_path, [["description", "filename", "title"], ["long", "0.jpg", "short"]], name="both.csv")
+    assert open_pairs(str(both)).captions == ["short"], "the title comes first, as before"
+    with pytest.raises(UserError, match=r"no image column\. .*--image-column 'bild'"):
+        open_pairs(str(table(tmp_path, [["description", "bild"], ["a", "0.jpg"]], name="no.csv")))
+
+
 def test_named_columns_and_groups(tmp_path):
     pictures(tmp_path, 3)
     rows = [["photo", "beschreibung", "sku"], ["0.jpg", "a", "p1"], ["1.jpg", "b", "p1"], ["2.jpg", "c", ""]]
@@ -80,7 +90,10 @@ def test_named_columns_and_groups(tmp_path):
     assert (pairs.groups, pairs.extras) == (["p1", "p1", ""], [{}, {}, {}])
     assert len({tuple(found) for found in pairs.links()}) == 2
     for how, message in [
-        ({}, "no image column.*'photo', 'beschreibung', 'sku'.*filepath.*--image-column 'photo'"),
+        (
+            {},
+            "no image column and no caption column.*'photo', 'besch.*filepath.*title.*--image-column 'photo' --caption-column 'b",
+        ),
         ({"image_column": "photo"}, "no caption column.*title, caption, text.*--caption-column 'beschreibung'"),
         ({"image_column": "foto"}, "no column 'foto'.*Did you mean 'photo'"),
         ({"image_column": "photo", "caption_column": "beschreibung", "group": "skus"}, "no column 'skus'.*'sku'"),
@@ -337,6 +350,50 @@ def test_folder(tmp_path):
     assert pairs.keys == ["0.jpg", "sub/0.jpg"]
     counts = {"no image": 1, "empty caption": 1, "no caption": 1, "unreadable caption": 1}
     assert pairs.problems.counts() == counts
+
+
+def test_an_unpacked_tar_reads_as_the_tar(tmp_path):
+    """Captions of .json before those of .txt, group, extras and the key of a packed tar: whatever a tar's reader makes of them."""
+    about = [
+        {"caption": ["a 0", "b 0"], "group": "g", "n": 1, "url": "https://x/0.jpg"},
+        {"captions": "a 1"},
+        {"caption": "", "lang": {"de": "zwei"}},  # then the .txt counts
+        {"caption": ["a 3"], "clipling_key": "p/q.r"},
+    ]
+    members = {}
+    for n, record in enumerate(about):
+        members |= {f"{n}.jpg": picture(n), f"{n}.txt": f"text {n}\nmore {n}", f"{n}.json": record}
+    members |= {"4.jpg": picture(4), "4.json": {"caption": "a 4"}, "5.jpg": picture(5), "5.txt": "text 5"}
+    from_tar = open_pairs(str(tar(tmp_path / "t.tar", members)))
+    with tarfile.open(tmp_path / "t.tar") as packed:
+        packed.extractall(tmp_path / "out", filter="data")
+    from_folder = open_pairs(str(tmp_path / "out"))
+
+    def rows(pairs):
+        found = zip(pairs.keys, pairs.groups, pairs.extras, pairs.hashes, strict=True)
+        return {key.removesuffix(".jpg"): (pairs.captions_of(i), *rest) for i, (key, *rest) in enumerate(found)}
+
+    assert rows(from_folder) == rows(from_tar)
+    assert from_folder.keys == ["0.jpg", "1.jpg", "2.jpg", "4.jpg", "5.jpg", "p/q.r"]
+    assert from_folder.captions_of(2) == ["text 2", "more 2"]
+    put(tmp_path / "out" / "1.json", '{"caption": "changed"}')
+    assert open_pairs(str(tmp_path / "out")).captions_of(1) == ["changed"], "the kept index knows of the .json"
+
+
+def test_a_json_beside_a_picture_that_is_none(tmp_path):
+    pictures(tmp_path, 4)
+    for n in range(4):
+        put(tmp_path / f"{n}.txt", f"text {n}")
+    put(tmp_path / "0.json", "[1]")
+    put(tmp_path / "1.json", b"\xff{")
+    put(tmp_path / "2.json", "{}")
+    (tmp_path / "2.txt").unlink()
+    put(tmp_path / "other.json", "[]")
+    pairs = open_pairs(str(tmp_path), max_bad=0.9)
+    assert pairs.captions == ["text 3"]
+    assert pairs.problems.counts() == {"unparsable json": 2, "no caption": 1}
+    assert "0.json: not a JSON object" in pairs.problems.first()
+    assert len(open_pairs(str(tmp_path), captions_optional=True)) == 4
 
 
 def test_folder_without_captions(tmp_path):

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipling.data.inspect import inspect, render
+from clipling.data.problems import OPEN_END
 from clipling.data.reading import Options
 from clipling.data.shards import expand_braces, read_shard
 from clipling.data.source import open_pairs
@@ -125,7 +127,8 @@ def test_truncated_anywhere_keeps_exactly_the_whole_samples(tmp_path):
             if member.name.endswith(".json"):
                 ends.append(last)
     end_mark = -(-last // 512) * 512
-    cuts = {*range(0, len(whole), 509), *(end + by for end in ends for by in (-1, 0, 1)), end_mark, end_mark + 511}
+    boundaries = [-(-end // 512) * 512 for end in ends]
+    cuts = {*range(0, len(whole), 509), *(end + by for end in ends for by in (-1, 0, 1)), *boundaries, end_mark, end_mark + 511}
     path = tmp_path / "cut.tar"
     for cut in sorted(cuts):
         path.write_bytes(whole[:cut])
@@ -136,7 +139,24 @@ def test_truncated_anywhere_keeps_exactly_the_whole_samples(tmp_path):
         assert kept == expected or (kept == ["s0"] and found.rows[0].captions == ["caption 0"])
         assert all(row.location.read() == picture(int(row.key[1:])) for row in found.rows)
         assert all(row.captions == [f"a {row.key[1:]}", f"b {row.key[1:]}"] for row in found.rows[: len(expected)])
-        assert found.problems.counts().get("truncated tar", 0) == (cut < end_mark + 512), cut
+        told = found.problems.counts()
+        assert told.get("truncated tar", 0) + told.get(OPEN_END, 0) == (cut < end_mark + 512), cut
+        if cut > boundaries[0]:
+            assert (OPEN_END in told) == (cut in boundaries or end_mark <= cut < end_mark + 512), cut
+
+
+@pytest.mark.faults
+def test_a_tar_that_lacks_only_its_end_mark_left_nothing_out(tmp_path, fresh_cache):
+    path = tar(tmp_path / "t.tar", {"alone.txt": "no picture", **samples(5)})
+    with tarfile.open(path) as members:
+        last = members.getmembers()[-1]
+    put(path, path.read_bytes()[: -(-(last.offset_data + last.size) // 512) * 512])
+    pairs = open_pairs(str(path), max_bad=1.0)
+    assert len(pairs) == 5
+    said = render(inspect(pairs)).splitlines()
+    assert "left out: 1 no image; 1 tar without its end mark" in said
+    assert "  t.tar: no end mark; 5 pairs were read, the rest, if any, is lost" in said
+    assert pairs.problems.left_out() == 1
 
 
 @pytest.mark.faults

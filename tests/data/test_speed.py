@@ -69,7 +69,7 @@ def test_sources_without_readable_pictures(pairs, tmp_path):
 def test_the_command(pairs, capsys, tmp_path):
     assert main(["data", "inspect", pairs.name, "--size", "64", "--rate", "500"]) == 0
     said = capsys.readouterr().out
-    assert "loading at 64 px" in said
+    assert "loading at 64 px (--size); mobilenetv3_small_64, the default student, sees 64 px" in said
     assert "decoded once" in said
     table = put(tmp_path / "t.csv", "url,caption\nhttps://x.org/1.jpg,a\n")
     assert main(["data", "inspect", str(table)]) == 2

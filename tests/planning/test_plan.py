@@ -14,7 +14,7 @@ from clipling.planning.calibrate import Calibration, calibrate
 from clipling.planning.limits import Limit, limits
 from clipling.planning.machines import STATED, machine
 from clipling.planning.plan import broken_first, counts, make_plan, number
-from clipling.planning.shown import count, size, time
+from clipling.planning.shown import count, pilot_text, plan_text, size, time
 from clipling.recipe import load_recipe, with_settings
 from tests.planning.test_sizes import RATES, SHAPE
 
@@ -69,6 +69,34 @@ def test_a_batch_of_more_than_all_pairs_is_noted():
         recipe = with_settings(load_recipe("clip"), {"optimiser.batch": batch})
         made = make_plan(recipe, MEASURED, machine("a100"), [50_000, 1000], 168)
         assert any("is more than 1,000 pairs" in note for note in made["notes"]) == noted
+
+
+def test_what_does_not_apply_is_said_and_not_blank():
+    made = make_plan(load_recipe("ping"), MEASURED, machine("a100"), counts("10k,5B"), 168)
+    header, rows = [], []
+
+    def table(names, lines):
+        header.extend(names)
+        rows.extend(lines)
+        return ""
+
+    said = plan_text(made, table)
+    assert all(cell.strip() for row in rows for cell in row)
+    found = {row[0]: row[1:] for row in rows}
+    assert found["time: decoding, once"][1] == "–"
+    assert found["too much: disk"] == ["no", "yes"]
+    assert "5 ms at least, and 20 s go by before the first one: guesses of ours" in said
+
+
+@pytest.mark.parametrize("why", ["the interval is wide", None])
+def test_that_nothing_can_be_forecast_comes_before_the_numbers(why):
+    numbers = {"recall": 0.2, "low": 0.1, "high": 0.9}
+    row = {"what": "all", "pairs": 9, "epochs": 1.0, **numbers, **({"why_not": why} if why else {})}
+    made = {"pilots": [{"pairs": 9, "epochs": 1.0, **numbers}], "forecasts": [row], "against": {"M": numbers}, "verdict": "VERDICT"}
+    rows = []
+    said = pilot_text(made, lambda names, lines: rows.extend(lines) or "TABLE")
+    assert (said.index("VERDICT") < said.index("TABLE")) == (why is not None)
+    assert all(cell.strip() for row in rows for cell in row)
 
 
 def test_a_plan_from_ten_thousand_to_five_billion():

@@ -168,6 +168,17 @@ def test_another_machine_has_the_stated_share_of_its_peak():
     assert RATES.on(dataclasses.replace(a_machine, peak=None)) is RATES
 
 
+@pytest.mark.parametrize(("flop", "longer"), [(1e3, True), (1e12, False)])
+def test_a_stated_machine_takes_a_floor_a_step_and_a_start(flop, longer):
+    """Of 100,000 pairs in 10 epochs at a batch of 256: 3,906.25 steps of 5 ms where arithmetic takes less, and 20 s."""
+    shape = dataclasses.replace(SHAPE, batch=256)
+    there = dataclasses.replace(RATES, train_flop=flop, decode=1e9).on(Machine("m", "a data sheet", 8, 1e11, 1e12, peak=100e12))
+    spent = 3600 * hours.hours(shape, there, 8, 100_000, 10)["training"]
+    assert spent == pytest.approx(20 + (3906.25 * 0.005 if longer else 10 * 100_000 * flop / 20e12))
+    here = 3600 * hours.hours(shape, dataclasses.replace(RATES, decode=1e9), 8, 100_000, 10)["training"]
+    assert here == pytest.approx(10 * 100_000 / RATES.train), "measured steps have it in them"
+
+
 def test_loading_starves_a_device_that_is_quicker_than_the_cores():
     large = 100_000_000
     assert hours.starving(SHAPE, dataclasses.replace(RATES, train=1e5), 8, large)

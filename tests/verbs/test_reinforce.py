@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -35,6 +36,7 @@ def test_from_pairs_to_a_trained_student(folder, capsys):
     assert "24 pairs in 3 of 3 tars, 3 of them made now" in said
     assert "others" in said
     assert "clipling train mobileclip --data" in said
+    assert "(or mobileclip2)" in said
     assert main(call(folder, *flags, "--json")) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["made"], found["pairs"], found["captions"]["others"]) == (0, 24, 24)
@@ -150,6 +152,28 @@ def test_what_cannot_be_checked_is_said_before_training(folder, tmp_path, capsys
     assert "could not be checked" not in capsys.readouterr().err
 
 
+def test_packing_says_that_stored_knowledge_stays_behind(folder, tmp_path, capsys):
+    assert main(["data", "pack", str(folder / "out"), str(tmp_path / "packed")]) == 0
+    assert "is not packed: its crops fit the pictures as they are" in capsys.readouterr().err
+    assert main(["data", "pack", str(folder / "photos"), str(tmp_path / "other")]) == 0
+    assert "is not packed" not in capsys.readouterr().err
+
+
+def test_a_half_made_source_is_told_of_before_the_batch(folder, tmp_path, capsys):
+    """Too few pairs for the recipe's batch are then no riddle."""
+    half = tmp_path / "half"
+    shutil.copytree(folder / "out", half)
+    (half / "00002.tar").unlink()
+    train = ["train", "mobileclip", "--data", str(half), "--out", str(tmp_path / "run")]
+    assert main([*train, "--epochs", "1"]) == 2
+    said = capsys.readouterr().err
+    assert 0 < said.index("half has 18 of the 24 pairs") < said.index("optimiser.batch = ")
+    assert main([*train, "--smoke"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("half has 18 of the 24 pairs") == 1
+    assert said.startswith("note     half has 18")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -180,6 +204,7 @@ def test_no_process_of_a_launch_begins_what_the_gate_refuses(folder, tmp_path):
     said = {one.said.strip().splitlines()[-1] for one in ended}
     assert len(said) == 1
     assert "has nothing to teach about" in next(iter(said)).lower()
+    assert "finetune" not in next(iter(said))
     assert "--gate off" in next(iter(said))
     assert not (tmp_path / "new").exists()
 
