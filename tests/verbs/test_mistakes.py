@@ -133,7 +133,10 @@ def test_a_tar_with_one_broken_picture_trains_on_the_others(toy, tmp_path, capsy
         (["train", "clip", "--set", "optimiser"], "key=value"),
         (["train", "clip", "--student", "mobilenetv3_smal_64"], "mobilenetv3_small_64"),
         (["train", "clip", "--guide", "somewhere"], "has no guide"),
-        (["train", "clip", "--set", "guide.k=3"], "the recipe 'clip' has no guide. Recipes that have one: a_ping, ping, reinforced_ping, tinyclip_ping"),
+        (
+            ["train", "clip", "--set", "guide.k=3"],
+            "the recipe 'clip' has no guide. Recipes that have one: a_ping, ping, reinforced_ping, tinyclip_ping",
+        ),
         (["train", "clip", "--set", "student.inherit.to=50%"], "has no student.inherit. Recipes that have one: tinyclip_manual"),
         (["train", "clip", "--set", "seed.k=3"], "'seed' holds no settings here.\n"),
         (["train", "clip", "--set", "giude.k=3"], "'guide'"),
