@@ -49,7 +49,7 @@ def measure(name: str, run: Path | None) -> dict[str, list[Any]]:
         try:
             found, refused = add_precisions(folder, ("int8",), samples, say=print), ""
         except UserError as error:
-            found, refused = [], str(error)
+            found, refused = [], str(error).replace(str(FLICKR), "flickr8k")
     seen = read_json(run / "summary.json")["samples_seen"] if run else 0
     return columns(found) | {"seed": [0], "trained": [run is not None], "samples": [seen], "refused": [refused]}
 
