@@ -48,8 +48,8 @@ ABOUT = {
     "pictures of the tower's size. Weights are random, which is enough for parity.",
     "int8_parity": "int8 against fp32 graphs, with the gate of `clipling export` on Flickr8k dev: recall as fractions (`drop`: at most "
     "0.01 is allowed), layers that stayed in fp32. `zoo/...`: towers of the zoo that saw some thousand `samples` of a stored teacher "
-    "(zoo_students), so that there is recall to lose; their embeddings have the teacher's size. An arm without numbers has "
-    "random weights and was refused by the gate.",
+    "(zoo_students), so that there is recall to lose; their embeddings have the teacher's size. Arms without recall have "
+    "random weights and were judged by cosines; one without numbers was refused.",
     "latency": "Milliseconds (p50) and pictures a second of one thread, every model a process of its own, calls in turn. Random weights. "
     "`flop_ratio`: ViT-B/32's arithmetic over vit_xs_16's; `int8_over_vit_b32_...`: vit_xs_16 in int8 over ViT-B/32 in torch, batch 16 "
     "unless said.",
