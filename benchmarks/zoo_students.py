@@ -5,9 +5,9 @@
     python benchmarks/zoo_students.py [NAME ...] [--minutes 6]   about so many minutes of one core a tower; what is finished is kept
 
 Students learn from the stored teacher (MobileCLIP2's loss, its distillation part alone, and its features, which needs embeddings of the
-teacher's size) for as many samples as their pace on this machine allows, at most two and a half epochs (the first four of them had four);
-vision transformers see a quarter of their patches (FLIP, Li et al., CVPR 2023). They are no good models: the larger the tower, the less it
-saw (`samples` in the result of int8_parity). Towers that would see less than 0.4 of an epoch are left out.
+teacher's size) for as many samples as their pace on this machine allows, at most two and a half epochs; vision transformers see a quarter
+of their patches (FLIP, Li et al., CVPR 2023). They are no good models: the larger the tower, the less it saw (`samples` in the result of
+int8_parity, and how it was called in that result's note). Towers that would see less than 0.4 of an epoch are left out.
 """
 
 from __future__ import annotations

@@ -91,10 +91,10 @@ def plan(
     made = with_settings(made, settings_given(set))
     set_threads(threads)
     reinforcing = {"--teacher": teacher or None, "--augmentations": augmentations, "--synthetic": synthetic, "--storage": storage}
-    given = [name for name, value in reinforcing.items() if value is not None]
-    if given and (made.reinforced is None or pilot is not None):
-        why = "with --pilot" if pilot is not None else f"the recipe {made.name!r} reads no reinforced source (mobileclip2 does)"
-        raise UserError(f"{', '.join(given)} would be ignored: {why}. Leave it out.")
+    if pilot is not None:
+        _none_of(reinforcing, ": with --pilot. Leave it out")
+    elif made.reinforced is None:
+        _none_of(reinforcing, f": the recipe {made.name!r} reads no reinforced source (mobileclip2 does). Leave it out")
     if pilot is not None:
         from clipling.planning.pilot import run_pilot, seconds
 
@@ -112,9 +112,7 @@ def plan(
             quiet=json,
         )
     only = {"--data": data, "--val": val, "--out": out, "--larger": larger, "--guidance": guidance or None, "--against": against or None}
-    given = [name for name, value in only.items() if value is not None]
-    if given:
-        raise UserError(f"{', '.join(given)} would be ignored without --pilot. Add --pilot 10m, or leave it out.")
+    _none_of(only, " without --pilot. Add --pilot 10m, or leave it out")
     if pairs is None:
         raise UserError("how many pairs? Give --pairs, for example --pairs 1M or --pairs 10k,1M,5B")
     free = None if disk is None else number(disk, "--disk"), None if memory is None else number(memory, "--memory")
@@ -123,3 +121,10 @@ def plan(
     models = {f"teacher{n}" if n > 1 else "teacher": open_student(spec) for n, spec in enumerate(teacher, 1)}
     stored = stored_plan(made, captions, models, augmentations, synthetic, storage)
     return make_plan(made, calibrate(made, captions, stored=stored, teachers=models), chosen, wanted, hours, price)
+
+
+def _none_of(flags: dict[str, Any], why: str) -> None:
+    """UserError when one of the flags, by name, has a value."""
+    given = [name for name, value in flags.items() if value is not None]
+    if given:
+        raise UserError(f"{', '.join(given)} would be ignored{why}.")

@@ -159,4 +159,4 @@ def test_all_that_torchvision_draws_is_taken():
         magnitudes, signed = SPACE.get(name, (np.zeros(1), False))
         for strength in np.atleast_1d(np.asarray(magnitudes, dtype=float)).tolist():
             for sign in (1, -1) if signed else (1,):
-                Record.from_json([[0, 0, 5, 5], [[number, sign * strength]]])
+                assert Record.from_json([[0, 0, 5, 5], [[number, sign * strength]]]).operations == ((number, sign * strength),)

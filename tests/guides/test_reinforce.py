@@ -78,17 +78,24 @@ def test_batches_do_not_decide_what_is_stored(pairs, models, whole, tmp_path, mo
     np.testing.assert_allclose(one.image(np.arange(26)), other.image(np.arange(26)), atol=1e-3)
 
 
+def slow_texts(monkeypatch, seconds, made):
+    """A tar takes at least so long, and writes a line into the file `made` when its texts are encoded."""
+    plain = module.Maker._texts
+
+    def slowly(self, texts):
+        time.sleep(seconds)
+        with open(made, "a") as file:
+            file.write("1\n")
+        return plain(self, texts)
+
+    monkeypatch.setattr(module.Maker, "_texts", slowly)
+
+
 @pytest.mark.faults
 @fork
 def test_killed_and_started_again(pairs, models, whole, tmp_path, monkeypatch):
     """SIGKILL at random instants: no pair is lost, none is there twice, every byte is the same."""
-    plain = module.Maker._texts
-
-    def slowly(self, texts):
-        time.sleep(0.25)
-        return plain(self, texts)
-
-    monkeypatch.setattr(module.Maker, "_texts", slowly)
+    slow_texts(monkeypatch, 0.25, tmp_path / "made")
     kills = kill_until_done(lambda: work(pairs, tmp_path / "out", models), kills=12, shortest=0.05, longest=0.45)
     assert kills >= 4
     assert files_of(tmp_path / "out") == files_of(whole)
@@ -363,15 +370,7 @@ def test_what_another_process_is_making_is_left_to_it(pairs, models, whole, tmp_
 @fork
 def test_two_terminals_on_one_folder(pairs, models, whole, tmp_path, monkeypatch):
     """Begun at the same time: no tar is made twice, none is missing, no one stumbles."""
-    plain = module.Maker._texts
-
-    def slowly(self, texts):
-        time.sleep(0.15)
-        with open(tmp_path / "made", "a") as file:
-            file.write("1\n")
-        return plain(self, texts)
-
-    monkeypatch.setattr(module.Maker, "_texts", slowly)
+    slow_texts(monkeypatch, 0.15, tmp_path / "made")
     children = []
     for _ in range(2):
         child = os.fork()
