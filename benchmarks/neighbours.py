@@ -1,12 +1,13 @@
 """What does an exact neighbour table cost against the bare matrix product, and how do time and memory grow with the number of pairs?
 
-    python benchmarks/neighbours.py                          all that is not in the result file yet (about 25 minutes on two cores)
+    python benchmarks/neighbours.py                          all that is not in the result file yet (about three quarters of an hour on two cores)
     python benchmarks/neighbours.py --exact 300000           one more exact point (about a quarter of an hour)
     python benchmarks/neighbours.py --small                  10,000 and 30,000 rows, printed and not kept
 
 `exact_table_over_gemm`: seconds of nothing but the fp32 product of all rows with all rows, in blocks, over seconds of `build_table` with
 files on disk (reading, candidates, fp64 ranking, digests, saving), in one process, in turn. The product is timed in the shape that is
-quickest here. The curve: every point in a process of its own, with the peak of anonymous memory that the table added; rows of 384 fp16
+quickest here. Where the machine has quick bf16 the table chooses its candidates in it, so that it can be quicker than the fp32 product; then
+the same table with candidates in fp32 is timed as well, and the product in bf16. The curve: every point in a process of its own, with the peak of anonymous memory that the table added; rows of 384 fp16
 numbers, Gaussian with variance 1/i along the i-th axis (about 26 effective dimensions), k = 5.
 """
 
@@ -29,9 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import RESULTS, load, ratio, save
 
 DIM, K, BLOCK = 384, 5, 2048
-RATIO_ROWS, ROUNDS = (30_000, 100_000), 5
-EXACT, APPROXIMATE = (10_000, 30_000, 100_000), (10_000, 30_000, 100_000, 300_000, 1_000_000)
-SHAPES = ((2048, None), (2048, 8192), (512, 8192))  # of the bare product: queries, columns (None: all)
+RATIO_ROWS, ROUNDS = (30_000,), 5
+EXACT, APPROXIMATE = (10_000, 30_000, 100_000, 300_000), (10_000, 30_000, 100_000, 300_000, 1_000_000)
+SHAPES = ((2048, None), (2048, 8192), (512, 8192), (2048, 2048))  # of the bare product: queries, columns (None: all)
+BF16_SHAPE = (2048, 2048)  # the quickest on the machine this was written on
+
+
+# Of a machine with quick bf16: the same table with candidates chosen in fp32, and against the product that it does make.
+OTHERS = (("candidates in fp32", "gemm", "table_fp32"), ("against the product in bf16", "gemm_bf16", "table"))
 
 
 def rows_file(folder: Path, count: int):
@@ -54,13 +60,13 @@ def table(rows: Any, method: str, folder: Path):
     return build_table(rows, np.arange(count), [()] * count, np.ones(count, bool), K, block=BLOCK, folder=folder, method=method)
 
 
-def product_seconds(rows: Any, shape: tuple[int, int | None]) -> float:
-    """All rows with all rows in fp32, into one buffer."""
+def product_seconds(rows: Any, shape: tuple[int, int | None], dtype: str = "float32") -> float:
+    """All rows with all rows, into one buffer."""
     import torch
 
-    all_rows = torch.from_numpy(rows[:]).float()
+    all_rows = torch.from_numpy(rows[:]).float().to(getattr(torch, dtype))
     queries, columns = shape[0], shape[1] or len(rows)
-    held = torch.empty(queries * columns)
+    held = torch.empty(queries * columns, dtype=all_rows.dtype)
     began = time.perf_counter()
     for start in range(0, len(rows), queries):
         some = all_rows[start : start + queries]
@@ -71,20 +77,33 @@ def product_seconds(rows: Any, shape: tuple[int, int | None]) -> float:
 
 
 def against_product(count: int, rounds: int) -> dict[str, Any]:
-    """Seconds of both, in turn."""
-    found: dict[str, Any] = {"gemm": [], "table": [], "shape": []}
+    """Seconds of the products and of tables whose candidates are chosen as this machine does it and in fp32, in turn."""
+    from clipling.guides import candidates
+    from clipling.guides.precision import BF16, FP32, quickest
+
+    quick = quickest("cpu") == BF16
+    found: dict[str, Any] = {"candidates": "bf16" if quick else "fp32", "gemm": [], "gemm_bf16": [], "table": [], "table_fp32": [], "shape": []}
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_file(Path(folder), count)
         few = rows.at(np.arange(min(count, 3 * BLOCK)))
         product_seconds(few, SHAPES[0])  # warm
         for number in range(rounds):
             best = min((product_seconds(rows, shape), shape) for shape in (SHAPES if number == 0 else [tuple(found["shape"][0])]))
-            began = time.perf_counter()
-            table(rows, "exact", Path(folder) / f"round-{number}")
-            found["table"].append(time.perf_counter() - began)
             found["gemm"].append(best[0])
             found["shape"].append(list(best[1]))
+            found["table"].append(table_seconds(rows, Path(folder) / f"round-{number}"))
+            if quick:
+                found["gemm_bf16"].append(product_seconds(rows, BF16_SHAPE, "bfloat16"))
+                chosen, candidates.quickest = candidates.quickest, lambda device: FP32
+                found["table_fp32"].append(table_seconds(rows, Path(folder) / f"round-{number}-fp32"))
+                candidates.quickest = chosen
     return found
+
+
+def table_seconds(rows: Any, folder: Path) -> float:
+    began = time.perf_counter()
+    table(rows, "exact", folder)
+    return time.perf_counter() - began
 
 
 def point(method: str, count: int, scratch: Path) -> dict[str, Any]:
@@ -154,7 +173,7 @@ def plot(curve: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def keep(result: dict[str, Any], curve: dict[str, list[dict[str, Any]]]) -> None:
     result["arms"] = {
-        f"{method}@{p['rows']}": {key: [p[key]] for key in ("rows", "seconds", "added_mib", "peak_anonymous_mib", "recall")}
+        f"{method}@{p['rows']}": {key: [p[key]] for key in ("rows", "seconds", "processor_seconds", "added_mib", "peak_anonymous_mib", "recall")}
         for method, points in curve.items()
         for p in sorted(points, key=lambda p: p["rows"])
     }
@@ -193,6 +212,8 @@ def main() -> None:
         if key not in result["ratios"]:
             found = in_a_process("--ratio", str(count), str(rounds), *threads)
             result["ratios"][key] = {**ratio([a / b for a, b in zip(found["gemm"], found["table"])]), "rows": count}
+            for more, above, below in OTHERS if found["gemm_bf16"] else ():
+                result["ratios"][f"{key}, {more}"] = {**ratio([a / b for a, b in zip(found[above], found[below])]), "rows": count}
             result.setdefault("seconds", {})[key] = found
             print(key, result["ratios"][key], found, flush=True)
             if not given.small:

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from clipling.errors import missing_extra
-from clipling.guides.candidates import candidates, tile
-from clipling.guides.search import TILE, ExactSearch, Excluded, check_unit, margin, most_of_one, rank_pairs
+from clipling.guides.candidates import Chooser
+from clipling.guides.columns import Columns
+from clipling.guides.search import ExactSearch, Excluded, check_unit, most_of_one, rank_pairs
 from clipling.guides.table import save_arrays
 
 LEAST_ROWS = 40  # rows a cell: k-means wants no fewer
-CELLS = 2  # times the root of the number of rows: larger cells make larger matrix products, smaller ones are nearer
+CELLS = 1  # times the root of the number of rows: larger cells make larger matrix products, smaller ones are nearer
 TRAIN_ROWS = 40  # rows a cell from which the cells are learned
 ROUNDS = 10  # of k-means
 AIM = 0.95  # share of true neighbours that the cells looked through should hold, on a sample
@@ -47,7 +48,7 @@ def learn_cells(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence
     """Cells of unit rows [C, d], kept at `path` so that several processes have the same.
 
     As many cells are looked through as hold `AIM` of the k true neighbours of a sample of queries, within bounds.
-    Memory: 40 rows a cell in fp32, of about 2 sqrt(C) cells.
+    Memory: 40 rows a cell in fp32, of about sqrt(C) cells.
     """
     faiss = _faiss()
     try:
@@ -60,7 +61,7 @@ def learn_cells(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence
     check_unit(columns)
     cells = max(1, min(int(CELLS * np.sqrt(len(columns))), len(columns) // LEAST_ROWS))
     centres = _centres(faiss, columns, cells)
-    cell = np.concatenate([(part @ centres.T).argmax(dim=1).numpy() for part in _tiles(columns)]).astype(np.int32)
+    cell = np.concatenate([(part @ centres.T).argmax(dim=1).numpy() for part in Columns(columns).tiles(torch.float32)]).astype(np.int32)
     most = min(cells, max(LEAST_PROBES, cells // MOST_SHARE))
     near = (centres @ centres.T).fill_diagonal_(torch.inf).topk(most, dim=1).indices.numpy().astype(np.int32)
     made = Cells(cell, near[:, : _probes(columns, owner, links, k, cell, near)], faiss.__version__)
@@ -76,11 +77,6 @@ def _centres(faiss: Any, columns: np.ndarray, cells: int) -> torch.Tensor:
     learned = faiss.Kmeans(columns.shape[1], cells, niter=ROUNDS, spherical=True, seed=0, max_points_per_centroid=TRAIN_ROWS)
     learned.train(np.ascontiguousarray(columns[sample], dtype=np.float32))
     return torch.from_numpy(np.array(learned.centroids).reshape(cells, -1))
-
-
-def _tiles(columns: np.ndarray) -> Iterator[torch.Tensor]:
-    for start in range(0, len(columns), TILE):
-        yield tile(columns[start : start + TILE])
 
 
 def _probes(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]], k: int, cell: np.ndarray, near: np.ndarray) -> int:
@@ -100,16 +96,27 @@ def _probes(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int
 class CellSearch:
     """Compares queries with the rows of the cells nearest to their own cell's centre.
 
-    What it finds is ranked as by `ExactSearch`, so only the choice of cells is approximate. columns, owner, links: as there.
+    What it finds is ranked as by `ExactSearch`, so only the choice of cells is approximate. columns, owner, links, scratch: as there.
     """
 
-    def __init__(self, columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]], cells: Cells) -> None:
+    def __init__(
+        self,
+        columns: np.ndarray,
+        owner: np.ndarray,
+        links: Sequence[Sequence[int]],
+        cells: Cells,
+        scratch: Path | None = None,
+    ) -> None:
         self.columns, self.cells = columns, cells
         self.owner = np.asarray(owner, dtype=np.int64)
         self.excluded = Excluded.of(self.owner, links)
-        self.per_pair, self.margin, self.method = most_of_one(self.owner), margin(columns.shape[1]), cells.method
+        self.per_pair, self.method, self.choose = most_of_one(self.owner), cells.method, Chooser("cpu")
         self.by_cell = np.argsort(cells.cell, kind="stable")
+        self.place = np.empty_like(self.by_cell)
+        self.place[self.by_cell] = np.arange(len(columns))
         self.first = np.searchsorted(cells.cell[self.by_cell], np.arange(len(cells.near) + 1))
+        self.sorted = Columns(columns, order=self.by_cell, scratch=scratch)
+        self.sorted.keep(self.choose.precision.dtype)
 
     def of_columns(self, numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Search.of_columns`. Quick where numbers of one cell come together."""
@@ -119,27 +126,36 @@ class CellSearch:
         for c in np.unique(cell).tolist():
             here = np.flatnonzero(cell == c)
             queries = np.asarray(self.columns[numbers[here]])
-            rows, columns = self._candidates(queries, self.owner[numbers[here]], self._columns_near(c), count)
+            rows, columns = self._candidates(queries, self.owner[numbers[here]], c, count)
             some, near = np.full((len(here), count), -1, dtype=np.int64), np.full((len(here), count), -np.inf)
             rank_pairs(queries, rows, self.columns, columns, self.owner, some, near)
             ids[here], sims[here] = some, near
         return ids, sims
 
-    def _columns_near(self, cell: int) -> np.ndarray:
-        """The columns of the cells that are looked through, ascending."""
-        return np.sort(np.concatenate([self.by_cell[self.first[c] : self.first[c + 1]] for c in self.cells.near[cell].tolist()]))
-
-    def _candidates(self, queries: np.ndarray, pairs: np.ndarray, members: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        def tiles() -> Iterator[torch.Tensor]:
-            for start in range(0, len(members), TILE):
-                yield tile(self.columns[members[start : start + TILE]])
-
+    def _candidates(self, queries: np.ndarray, pairs: np.ndarray, cell: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(query, column) numbers out of the cells around one cell."""
+        starts, stops = self._runs(cell)
+        length = np.cumsum(stops - starts)
+        offset = starts - np.append(0, length[:-1])  # of a place from its number among those that are looked through
         rows, barred = self.excluded.columns(pairs)
-        place = np.minimum(np.searchsorted(members, barred), len(members) - 1)
-        there = members[place] == barred
-        need = min((count - 1) * self.per_pair + 1, len(members))
-        rows, found = candidates(queries, tiles, (rows[there], place[there]), need, self.margin)
-        return rows, members[found]
+        at = self.place[barred]
+        run = np.searchsorted(stops, at, side="right").clip(max=len(stops) - 1)
+        there = (at >= starts[run]) & (at < stops[run])
+        need = min((count - 1) * self.per_pair + 1, int(length[-1]))
+
+        def tiles(dtype: torch.dtype) -> Iterator[torch.Tensor]:
+            return self.sorted.tiles(dtype, list(zip(starts.tolist(), stops.tolist())))
+
+        rows, found = self.choose(queries, tiles, (rows[there], (at - offset[run])[there]), need)
+        return rows, self.by_cell[found + offset[np.searchsorted(length, found, side="right")]]
+
+    def _runs(self, cell: int) -> tuple[np.ndarray, np.ndarray]:
+        """(starts, stops) int64 [r], rising: the places, sorted by cell, that are looked through for queries of a cell."""
+        cells = np.sort(self.cells.near[cell])
+        cells = cells[self.first[cells] < self.first[cells + 1]]
+        new = np.append(True, self.first[cells[1:]] != self.first[cells[:-1] + 1])
+        last = np.append(new[1:], True)
+        return self.first[cells[new]], self.first[cells[last] + 1]
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:

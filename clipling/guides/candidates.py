@@ -1,4 +1,4 @@
-"""Candidates for nearest neighbours by fp32 matrix products: tile by tile, with one cheap pass over the similarities.
+"""Candidates for nearest neighbours by matrix products: tile by tile, with one cheap pass over the similarities.
 
 Picking the highest of a row of similarities by partial sorting takes half as long as the product that made them. Here one pass takes the
 highest of every `GROUP` columns; only groups whose highest can still be among the best of their query are looked into. A group is every
@@ -7,139 +7,164 @@ c / `GROUP`-th column of a tile of c: the maximum of whole runs of numbers takes
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-EXTRA = 8  # candidates beyond those that are needed
+from clipling.guides.columns import tile
+from clipling.guides.precision import FP32, Precision, plain_products, quickest
+
 GROUP = 32  # columns of which the highest is taken first
+STEPS = (64, 256)  # queries and columns are filled up to multiples of these: a library makes a kernel for every new shape
 SCORE_BYTES = 2**23  # of similarities held at a time
 PENDING = 2  # candidates a query, in multiples of those wanted, that are kept before the worse ones are dropped
+SPARE = 8  # candidates a query that are always kept without looking back
+RANKED_SHARE = 1 / 512  # of the columns: ranking so many in vain takes as long as a product of fp32 instead of a quicker one
 LOWEST = float(torch.finfo(torch.float32).min)
 Barred = tuple[np.ndarray, np.ndarray]
+Tiles = Callable[[torch.dtype], Iterable[Tensor]]
+
+
+class TooMany(Exception):
+    """More columns than are worth ranking lie within the margin of the precision."""
 
 
 def candidates(
-    queries: np.ndarray,
-    tiles: Callable[[], Iterable[Tensor]],
-    excluded: Barred,
-    need: int,
-    margin: float,
-    device: str = "cpu",
+    queries: np.ndarray, tiles: Tiles, excluded: Barred, need: int, precision: Precision = FP32, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """(query, column) numbers, int64 [m] each: for every query all columns that can be among its `need` nearest.
 
-    queries [B, d]. tiles: called for each pass over the columns, fp32 [c, d] one after the other. excluded: (query, column) numbers that
-    are no candidates. margin: a column is left out only when it is that much below the `need`-th.
+    queries [B, d]. tiles: gives the columns in a dtype, [c, d] one after the other. excluded: (query, column) numbers that are no
+    candidates. A column is left out only when it is the margin of the precision below the `need`-th.
+    Raises TooMany where so many are left, in another precision than fp32, that fp32 would be quicker.
     """
-    asked = tile(queries).to(device)
+    asked = tile(queries, precision.dtype).to(device)
     by_column = np.argsort(excluded[1], kind="stable")
     barred = excluded[0][by_column], excluded[1][by_column]
-    best = _Found(torch.full((len(asked),), LOWEST, device=device), need + EXTRA)
-    with full_precision():
-        for rows, first, scores in _scores(asked, tiles(), barred):
+    best = _Found(len(asked), need, precision, queries.shape[1], device)
+    with plain_products():
+        for rows, first, scores in _scores(asked, tiles(precision.dtype), barred):
             best.add(rows, first, scores)
-        rows, columns, values, last = best.sorted(need)
-        floor = last - margin
-        # Where the bar was raised above the floor, columns that can matter may have been dropped: those queries are asked again.
-        unsure = best.bar > floor
-        taken = (values >= floor[rows]) & ~unsure[rows]
-        found = [(rows[taken], columns[taken])]
-        if bool(unsure.any()):
-            found.append(_all_above(asked, unsure.nonzero().squeeze(1), floor, tiles(), barred))
-    return torch.cat([q for q, _ in found]).cpu().numpy(), torch.cat([c for _, c in found]).cpu().numpy()
+    rows, columns = best.all()
+    return rows.cpu().numpy(), columns.cpu().numpy()
+
+
+class Chooser:
+    """`candidates` in the quickest precision of the device; in fp32 from where too many columns lie within the margin of that one."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.precision = device, quickest(device)
+
+    def __call__(self, queries: np.ndarray, tiles: Tiles, excluded: Barred, need: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return candidates(queries, tiles, excluded, need, self.precision, self.device)
+        except TooMany:
+            self.precision = FP32
+            return candidates(queries, tiles, excluded, need, self.precision, self.device)
 
 
 class _Found:
-    """Columns that reach the bar of their query; the bar rises to the `most`-th best similarity so far (never, without `most`).
+    """Columns that reach the bar of their query, which rises: the margin below its `need`-th best similarity so far."""
 
-    bar fp32 [B]: what was dropped was below it.
-    """
-
-    def __init__(self, bar: Tensor, most: int | None) -> None:
-        self.bar, self.most = bar, most
+    def __init__(self, queries: int, need: int, precision: Precision, dim: int, device: str) -> None:
+        self.bar = torch.full((queries,), LOWEST, device=device)
+        self.need, self.margin, self.precision = need, precision.margin(dim), precision
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.count = 0
+        self.count, self.seen, self.room = 0, 0, PENDING * (need + SPARE) * queries
 
     def add(self, rows: slice, first: int, scores: Tensor) -> None:
         """Similarities [b, c] of the queries `rows` and the columns from `first` on; c is a multiple of `GROUP`."""
         groups = scores.shape[1] // GROUP
         grouped = scores.view(-1, GROUP, groups)
-        highest = grouped.amax(dim=1)
+        highest = _highest(grouped)
         bar = self.bar[rows]
-        if self.most is not None and first == 0 and groups >= self.most:  # so many columns reach the lowest of these
-            torch.maximum(bar, highest.topk(self.most, dim=1, sorted=False).values.amin(dim=1), out=bar)
+        if first == 0 and groups >= self.need:  # so many columns reach the lowest of these
+            lowest = highest.topk(self.need, dim=1, sorted=False).values.amin(dim=1)
+            torch.maximum(bar, torch.where(lowest > 0, lowest - self.margin, LOWEST), out=bar)
         group = _flat_nonzero(highest >= bar[:, None])
         row = group // groups
-        values = grouped[row, :, group % groups]
+        values = grouped[row, :, group % groups].float()
         place = _flat_nonzero(values >= bar[row, None])
         inside, row = place // GROUP, row[place // GROUP]
         column = (place % GROUP) * groups + group[inside] % groups + first
         self.parts.append((row + rows.start, column, values.flatten()[place]))
         self.count += len(place)
-        if self.most is not None and self.count > PENDING * self.most * len(self.bar):
+        self.seen = first + scores.shape[1]
+        if self.count > self.room:
             self._drop()
 
-    def _drop(self) -> None:
-        assert self.most is not None
-        rows, columns, values, last = self.sorted(self.most)
-        torch.maximum(self.bar, last, out=self.bar)
-        kept = values >= self.bar[rows]
-        self.parts = [(rows[kept], columns[kept], values[kept])]
-        self.count = int(kept.sum()) if len(self.parts[0][0]) < PENDING * self.most * len(self.bar) else 0  # ties: not at every tile
+    def all(self) -> tuple[Tensor, Tensor]:
+        """(queries, columns) that may be among the nearest."""
+        self._drop()
+        rows, columns, _ = self.parts[0]
+        return rows, columns
 
-    def sorted(self, place: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(rows, columns, similarities) so far by row, highest first, and the `place`-th similarity of every query (`LOWEST`: fewer)."""
+    def _drop(self) -> None:
+        """Raises the bars and drops what is below them."""
+        rows, columns, values = self._sorted()
+        queries = torch.arange(len(self.bar), device=rows.device)
+        place = torch.searchsorted(rows, queries) + self.need - 1
+        there = place < torch.searchsorted(rows, queries, right=True)
+        self.bar[there] = torch.maximum(self.bar[there], values[place[there]] - self.margin)
+        kept = values >= self.bar[rows]
+        self.parts, self.count = [(rows[kept], columns[kept], values[kept])], int(kept.sum())
+        most = PENDING * self.need * len(self.bar)
+        if self.precision != FP32 and self.count > most + RANKED_SHARE * self.seen * len(self.bar):
+            raise TooMany
+        self.room = max(self.room, 2 * self.count)  # ties: not at every tile
+
+    def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, columns, similarities) so far by row, highest first."""
         if not self.parts:
             none = self.bar.new_empty(0)
-            return none.long(), none.long(), none, torch.full_like(self.bar, LOWEST)
+            return none.long(), none.long(), none
         rows, columns, values = (torch.cat(same) for same in zip(*self.parts))
         bits = values.view(torch.int32)
         ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # whole numbers in the order of the floats
         order = _argsort((rows << 32) + (2**31 - ordered))
-        rows, columns, values = rows[order], columns[order], values[order]
-        start = torch.searchsorted(rows, torch.arange(len(self.bar), device=rows.device))
-        index = start + place - 1
-        there = index < torch.searchsorted(rows, torch.arange(len(self.bar), device=rows.device), right=True)
-        last = torch.where(there, values[index.clamp(max=len(values) - 1)] if len(values) else self.bar, LOWEST)
-        return rows, columns, values, last
+        return rows[order], columns[order], values[order]
 
 
-def _all_above(asked: Tensor, numbers: Tensor, floor: Tensor, tiles: Iterable[Tensor], barred: Barred) -> tuple[Tensor, Tensor]:
-    """(query, column) numbers of all that reach the floor of the queries `numbers`."""
-    place = np.full(len(asked), -1)
-    place[numbers.cpu().numpy()] = np.arange(len(numbers))
-    some = place[barred[0]] >= 0
-    found = _Found(floor[numbers].clamp(min=LOWEST), None)
-    for rows, first, scores in _scores(asked[numbers], tiles, (place[barred[0][some]], barred[1][some])):
-        found.add(rows, first, scores)
-    rows, columns, _, _ = found.sorted(1)
-    return numbers[rows], columns
+def _highest(grouped: Tensor) -> Tensor:
+    """fp32 [b, groups]: no less than the highest of each group [b, GROUP, groups], and just that where it is above 0.
+
+    In bf16 the bits are compared as whole numbers, which takes a quarter of the time and orders positive numbers as they are; any positive
+    one is above all negative ones.
+    """
+    if grouped.dtype != torch.bfloat16:
+        return grouped.amax(dim=1).float()
+    return grouped.view(torch.int16).amax(dim=1).clamp_(min=0).view(torch.bfloat16).float()
 
 
 def _scores(asked: Tensor, tiles: Iterable[Tensor], barred: Barred) -> Iterator[tuple[slice, int, Tensor]]:
     """(queries, first column, similarities [b, c], valid until the next), -inf where barred (sorted by column) or beyond the last."""
     first, held = 0, None
+    count, asked = len(asked), _filled(asked, STEPS[0])
     for columns in tiles:
-        count = len(columns)
-        width = -(-count // GROUP) * GROUP
-        at_once = max(1, min(len(asked), SCORE_BYTES // (4 * width)))
-        if held is None or held.numel() < at_once * width:
-            held = torch.empty(at_once * width, device=asked.device)
-        here = slice(*np.searchsorted(barred[1], [first, first + count]))
+        here = slice(*np.searchsorted(barred[1], [first, first + len(columns)]))
         rows, places = torch.from_numpy(barred[0][here]), torch.from_numpy(barred[1][here] - first)
-        for start in range(0, len(asked), at_once):
-            part = slice(start, min(start + at_once, len(asked)))
-            scores = held[: (part.stop - start) * width].view(-1, width)
-            torch.mm(asked[part], columns.T, out=scores[:, :count])
+        there, columns = len(columns), _filled(columns, STEPS[1])
+        width = len(columns)
+        at_once = max(STEPS[0], SCORE_BYTES // (asked.dtype.itemsize * width) // STEPS[0] * STEPS[0])
+        if held is None or held.numel() < at_once * width:
+            held = torch.empty(at_once * width, dtype=asked.dtype, device=asked.device)
+        for start in range(0, count, at_once):
+            some = asked[start : start + at_once]
+            part = slice(start, min(start + at_once, count))
+            scores = torch.mm(some, columns.T, out=held[: len(some) * width].view(-1, width))[: part.stop - start]
             mine = (rows >= start) & (rows < part.stop)
             scores[rows[mine] - start, places[mine]] = -torch.inf
-            scores[:, count:] = -torch.inf
+            scores[:, there:] = -torch.inf
             yield part, first, scores
-        first += count
+        first += there
+
+
+def _filled(rows: Tensor, step: int) -> Tensor:
+    """With rows of zeros up to a multiple of the step."""
+    missing = -len(rows) % step
+    return torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _flat_nonzero(mask: Tensor) -> Tensor:
@@ -150,19 +175,3 @@ def _flat_nonzero(mask: Tensor) -> Tensor:
 def _argsort(keys: Tensor) -> Tensor:
     return torch.from_numpy(np.argsort(keys.numpy())) if keys.device.type == "cpu" else keys.argsort()
 
-
-def tile(rows: np.ndarray) -> Tensor:
-    """fp32 [c, d] of rows of any float type; memory-mapped ones are copied."""
-    rows = rows if rows.flags.writeable and rows.flags.c_contiguous else np.array(rows)
-    return torch.from_numpy(rows).float()
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """fp32 matrix products in fp32, whatever the program has allowed for its training."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)

@@ -131,9 +131,11 @@ class Job:
     def search(self) -> Search:
         task = self.task
         if self.method == "faiss":
-            return CellSearch(self.columns, task.of, task.links, self.cells)
+            return CellSearch(self.columns, task.of, task.links, self.cells, self.parts)
         exact = partial(ExactSearch, links=task.links, device=self.device)
-        return exact(self.columns, task.of) if self.base is None else UpdateSearch(self.base, exact, self.columns, task.of, task.links)
+        if self.base is None:
+            return exact(self.columns, task.of, scratch=self.parts)
+        return UpdateSearch(self.base, exact, self.columns, task.of, task.links)
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -197,7 +199,7 @@ class Job:
         parts, done = self.parts, lambda: self.kept(final) is not None
         ready = parts / f"ready-{self.block}"
         if watch.rank == 0:
-            _ = self.columns if self.method == "exact" else self.order
+            _ = self.search  # with the files that it reads
             ready.parent.mkdir(parents=True, exist_ok=True)
             ready.touch()
         else:

@@ -1,21 +1,21 @@
-"""Exact nearest neighbours: fast candidates in fp32, then a ranking that depends on nothing but the rows."""
+"""Exact nearest neighbours: fast candidates, then a ranking that depends on nothing but the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from clipling.guides.candidates import candidates, tile
+from clipling.guides.candidates import Chooser
+from clipling.guides.columns import Columns
+from clipling.guides.precision import NORM_SLACK
 
 DOTS_AT_ONCE = 256
 QUERIES = 2048  # for which a tile of columns is read once
-TILE = 8192  # columns
-RESIDENT_BYTES = 2**26  # of columns in fp32 that are kept in memory instead of being read for every `QUERIES` queries
-NORM_SLACK = 0.01  # rows are unit rows up to rounding
 
 
 @dataclass(frozen=True)
@@ -72,26 +72,33 @@ class ExactSearch:
     """All columns are compared with every query.
 
     The similarity of two rows is their inner product summed in fp64 in a fixed order, and neighbours are sorted by
-    (-similarity, pair): neither depends on the size of a block, the number of threads or the device. The matrix product in fp32
-    only chooses candidates; it is off by at most `margin`, so every column that could be among the nearest is ranked.
+    (-similarity, pair): neither depends on the size of a block, the number of threads or the device. A matrix product in the quickest
+    precision of the device only chooses candidates; it is off by at most a margin, so every column that could be among the nearest is
+    ranked.
 
     columns [C, d]: unit rows (fp16, fp32 or fp64), in memory or memory-mapped: they are read a tile at a time, once for `QUERIES` queries.
     owner int64 [C], ascending: the pair of each column.
-    Memory: the tile in fp32 and its similarities to some queries (`SCORE_BYTES`); on a GPU, and where they take at most `RESIDENT_BYTES`,
-    the columns in fp32 as well.
+    scratch: a folder of these columns only, where they may be kept as they are multiplied (`Columns`).
+    Memory: a tile of columns, its similarities to some queries (`SCORE_BYTES`), and what `Columns` keeps.
     """
 
     method = "exact"
 
-    def __init__(self, columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]], device: str = "cpu") -> None:
+    def __init__(
+        self,
+        columns: np.ndarray,
+        owner: np.ndarray,
+        links: Sequence[Sequence[int]],
+        device: str = "cpu",
+        scratch: Path | None = None,
+    ) -> None:
         check_unit(columns)
-        self.columns, self.device = columns, device
+        self.columns, self.prepared = columns, Columns(columns, device, scratch=scratch)
         self.owner = np.asarray(owner, dtype=np.int64)
         self.excluded = Excluded.of(self.owner, links)
         self.per_pair = most_of_one(self.owner)
-        self.margin = margin(columns.shape[1])
-        few = 4 * columns.shape[0] * columns.shape[1] <= RESIDENT_BYTES
-        self.resident = tile(columns[:]).to(device) if few or device != "cpu" else None
+        self.choose = Chooser(device)
+        self.prepared.keep(self.choose.precision.dtype)
 
     def top(self, queries: np.ndarray, pairs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Queries [B, d] of the given pairs int64 [B] -> as `Search.of_columns`.
@@ -103,17 +110,13 @@ class ExactSearch:
         need = min((count - 1) * self.per_pair + 1, len(self.owner))
         for start in range(0, len(queries), QUERIES) if len(self.owner) else ():
             part = slice(start, start + QUERIES)
-            rows, columns = candidates(queries[part], self._tiles, self.excluded.columns(pairs[part]), need, self.margin, self.device)
+            rows, columns = self.choose(queries[part], self.prepared.tiles, self.excluded.columns(pairs[part]), need)
             rank_pairs(queries[part], rows, self.columns, columns, self.owner, ids[part], sims[part])
         return ids, sims
 
     def of_columns(self, numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Search.of_columns`."""
         return self.top(np.asarray(self.columns[numbers]), self.owner[numbers], count)
-
-    def _tiles(self) -> Iterator[torch.Tensor]:
-        for start in range(0, len(self.owner), TILE):
-            yield tile(self.columns[start : start + TILE]) if self.resident is None else self.resident[start : start + TILE]
 
 
 def rank_pairs(
@@ -148,15 +151,6 @@ def exact_dots(one: np.ndarray, rows: np.ndarray, other: np.ndarray, columns: np
         # numpy sums the rows of a contiguous array pairwise, by a scheme of their length alone; a matrix product would not do
         dots[part] = np.add.reduce(product, axis=1)
     return dots
-
-
-def margin(dim: int) -> float:
-    """How far two inner products of unit rows [dim] may be off in fp32, together.
-
-    Rounding of inputs, products and sums, each within 2^-24 of what they round (Higham 2002, section 3.1), twice: one column may be too
-    low and another too high.
-    """
-    return 2 * (dim + 4) * 2.0**-24 * (1 + NORM_SLACK) ** 2
 
 
 def most_of_one(owner: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Short measurements on this machine: how quick training, frozen encoders, matrix products and decoding are."""
+"""Short measurements on this machine: how quick training, frozen encoders, the search of neighbours and decoding are."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from clipling.engine.optim import build_optimiser, set_rate
 from clipling.engine.runtime import Runtime
 from clipling.engine.step import Stepper
 from clipling.errors import UserError
+from clipling.guides.rows import unit
+from clipling.guides.search import ExactSearch
 from clipling.guides.stored_teacher import StoredTeacher
 from clipling.models.dual import Student
 from clipling.models.hub import new_student
@@ -38,7 +40,7 @@ from clipling.starts import student_config
 
 SECONDS = 2.0  # of each measurement
 MOST_AT_ONCE = 64  # pairs of a measured step
-GEMM = 1024
+SEARCH = (16_384, 2_048, 384)  # rows, queries, features
 PICTURE = 256
 WORDS = ("a", "small", "brown", "dog", "runs", "over", "the", "wet", "sand", "of", "a", "wide", "beach", "at", "dusk")
 FORWARD_AND_BACKWARD = 3  # passes of the forward's cost
@@ -107,7 +109,7 @@ def calibrate(
         train, own_flop = 1 / (1 / train + 1 / image), own_flop + flop[0]
     decoded = decoding(student.image_size, seconds)
     making = (stored.teacher_seconds, stored.teacher_flop, stored.replay_seconds + 1 / decoded) if stored else ()
-    rates = Rates(train, gemm(runtime.device, seconds), decoded, own_flop, image, text, *flop, *making)
+    rates = Rates(train, searching(runtime.device, seconds), decoded, own_flop, image, text, *flop, *making)
     return Calibration(shape, rates, runtime.device.type, torch.get_num_threads(), stored)
 
 
@@ -233,10 +235,14 @@ def heads(recipe: Recipe, student: Student, dims: dict[str, int]) -> int:
     return sum(p.numel() for p in make_objective(recipe, student, guide, made_up_teachers(recipe)).parameters())
 
 
-def gemm(device: torch.device, seconds: float) -> float:
-    """FLOP a second of fp32 matrix products."""
-    one = torch.rand(GEMM, GEMM, device=device)
-    return rate(lambda: float((one @ one.T)[0, 0]), 2 * GEMM**3, min(seconds, 1.0))
+def searching(device: torch.device, seconds: float) -> float:
+    """FLOP a second of products that the exact search of neighbours reaches, everything else that it does counted in."""
+    columns, queries, dim = SEARCH
+    rng = np.random.default_rng(0)
+    spread = 1 / np.sqrt(np.arange(1, dim + 1, dtype=np.float32))  # features have few dimensions that matter
+    rows = unit(rng.standard_normal((columns, dim), dtype=np.float32) * spread).astype(np.float16)
+    search = ExactSearch(rows, np.arange(columns), [()] * columns, str(device))
+    return rate(lambda: search.of_columns(np.arange(queries), 5), 2 * queries * columns * dim, min(seconds, 1.0))
 
 
 def decoding(size: int, seconds: float) -> float:

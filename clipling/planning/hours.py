@@ -9,11 +9,12 @@ from clipling.planning.machines import UTILISATION, Machine
 from clipling.planning.sizes import Shape, decoded
 
 EXACT_UP_TO = 200_000  # guides/neighbours.py
-EXACT_SHARE = 0.7  # of a matrix product's speed that the exact search reaches (benchmarks: neighbours)
+FP32_SHARE = 0.65  # of the speed of fp32's matrix product that the exact search reaches in fp32 (benchmarks: neighbours)
 # Of an approximate table (guides/approximate.py): cells are this many roots of the pairs; of them so many are looked through, which the
-# search chooses on a sample of the data: 53 of 346 for 95 % of the neighbours of 30,000 rows of about 26 effective dimensions. Other
-# data may want fewer or more.
-CELLS, PROBES = 2, 53
+# search chooses on a sample of the data. For 95 % of the neighbours of rows of about 26 effective dimensions: PROBES at EXACT_UP_TO pairs,
+# and as many more as PROBES_POWER says (benchmarks: neighbours). Other data may want fewer or more.
+CELLS, PROBES, PROBES_POWER = 1, 78, 0.27
+APPROXIMATE_SHARE = 0.4  # of the exact search's speed: cells make smaller products, and learning them takes time
 # Of machines that are not measured. A small student on a GPU is not bound by arithmetic: a step is hundreds of kernels, launched one after
 # the other, and a run begins with processes, a device and files to open. Both are guesses, that no plan says less than what can be.
 STEP_FLOOR, START_UP = 0.005, 20.0
@@ -23,14 +24,14 @@ STEP_FLOOR, START_UP = 0.005, 20.0
 class Rates:
     """Work of one pair in FLOP (forward and backward; of the frozen encoders forward), and how much is done in a second.
 
-    train: pairs a second. image, text: pictures and captions of the frozen encoders a second (0 without a guide). gemm: FLOP/s of fp32
-    matrix products. decode: pictures a second of one core. stored_seconds: what the teachers of a reinforced source take for one pair (0:
+    train: pairs a second. image, text: pictures and captions of the frozen encoders a second (0 without a guide). search: FLOP/s of
+    products that the exact search of neighbours reaches. decode: pictures a second of one core. stored_seconds: what the teachers of a reinforced source take for one pair (0:
     not known), stored_flop their work; crop_seconds: of decoding a picture and making the crops that they see, by one core a process.
     step_floor: seconds that a step takes at least; start_up: seconds before the first one (both 0 where steps were measured).
     """
 
     train: float
-    gemm: float
+    search: float
     decode: float
     train_flop: float
     image: float = 0.0
@@ -49,11 +50,12 @@ class Rates:
             return self
         reached = machine.peak * machine.devices * UTILISATION
         encoders = {side: reached / flop for side, flop in (("image", self.image_flop), ("text", self.text_flop)) if flop}
-        # Neighbours are searched by one process, in fp32: a sixteenth of a tensor core's bf16 peak, as on an A100 (19.5 of 312).
+        # Neighbours are searched by one process, as if in fp32: a sixteenth of a tensor core's bf16 peak, as on an A100 (19.5 of 312). That
+        # bf16 chooses the candidates there was never measured.
         # `clipling reinforce` runs as a process a device, each of which makes its crops and then asks the teachers.
         stored = {"stored_seconds": self.stored_flop / reached, "crop_seconds": self.crop_seconds / machine.devices}
         guessed = {"step_floor": STEP_FLOOR, "start_up": START_UP}
-        return replace(self, train=reached / self.train_flop, gemm=machine.peak / 16, **encoders, **stored, **guessed)
+        return replace(self, train=reached / self.train_flop, search=FP32_SHARE * machine.peak / 16, **encoders, **stored, **guessed)
 
 
 def hours(shape: Shape, rates: Rates, cores: int, pairs: int, epochs: float) -> dict[str, float]:
@@ -64,7 +66,7 @@ def hours(shape: Shape, rates: Rates, cores: int, pairs: int, epochs: float) -> 
     if shape.guided:
         encoding = pairs * (1 + shape.views) / rates.image + pairs * shape.captions / rates.text
         found["bank"] = max(encoding, decoding) / 3600
-        found["neighbours"] = search_flop(shape, pairs) / rates.gemm / 3600
+        found["neighbours"] = search_flop(shape, pairs) / rates.search / 3600
     if rates.stored_seconds:
         found["reinforcing"] = pairs * (rates.stored_seconds + rates.crop_seconds) / 3600
     steps = epochs * max(1.0, pairs / shape.batch)
@@ -74,13 +76,13 @@ def hours(shape: Shape, rates: Rates, cores: int, pairs: int, epochs: float) -> 
 
 
 def search_flop(shape: Shape, pairs: int) -> float:
-    """FLOP of both neighbour tables, divided by the share of a matrix product's speed that the search reaches."""
+    """FLOP of both neighbour tables; those of an approximate one count for more, as they are slower."""
     dims = shape.image_dim + shape.text_dim
     if pairs <= EXACT_UP_TO:
-        return 2 * dims * float(pairs) ** 2 / EXACT_SHARE
+        return 2 * dims * float(pairs) ** 2
     cells = CELLS * math.sqrt(pairs)
-    looked_at = PROBES * pairs / cells
-    return 2 * dims * pairs * (cells + looked_at) / EXACT_SHARE
+    looked_at = PROBES * (pairs / EXACT_UP_TO) ** PROBES_POWER * pairs / cells
+    return 2 * dims * pairs * (cells + looked_at) / APPROXIMATE_SHARE
 
 
 def starving(shape: Shape, rates: Rates, cores: int, pairs: int) -> bool:

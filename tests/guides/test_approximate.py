@@ -72,6 +72,7 @@ def test_a_low_recall_is_told(monkeypatch):
     pytest.importorskip("faiss")
     monkeypatch.setattr(approximate, "LEAST_PROBES", 1)
     monkeypatch.setattr(approximate, "AIM", 0.4)
+    monkeypatch.setattr(approximate, "CELLS", 2)
     features, rows, links, valid = clustered(), np.arange(4000), [[] for _ in range(4000)], np.ones(4000, bool)
     exact = build_table(features, rows, links, valid, 4)
     table = build_table(features, rows, links, valid, 4, method="faiss")

@@ -116,14 +116,14 @@ def test_a_plan_from_ten_thousand_to_five_billion():
 
 
 def test_calibration_measures_this_machine(monkeypatch):
-    monkeypatch.setattr(calibrating, "GEMM", 64)
+    monkeypatch.setattr(calibrating, "SEARCH", (512, 64, 16))
     recipe = with_settings(load_recipe("clip"), {"student.config": "tiny_vit_32", "optimiser.batch": 16, "student.vocabulary": "full"})
     found = calibrate(recipe, captions=2.0, seconds=0.01)
     assert found.shape.captions == 2.0
     assert not found.shape.guided
     assert found.shape.parameters > 1e6
     rates = found.rates
-    assert min(rates.train, rates.gemm, rates.decode, rates.train_flop, found.shape.sample_bytes) > 0
+    assert min(rates.train, rates.search, rates.decode, rates.train_flop, found.shape.sample_bytes) > 0
     # A matrix of weights costs at least 6 FLOP a position, forward and backward: 4 patches and a class token, several words.
     dense = found.shape.parameters - 49408 * 64
     assert rates.train_flop > 6 * dense
