@@ -1,14 +1,15 @@
 """What does an exact neighbour table cost against the bare matrix product, and how do time and memory grow with the number of pairs?
 
-    python benchmarks/neighbours.py                          all that is not in the result file yet (about three quarters of an hour on two cores)
+    python benchmarks/neighbours.py                          all that is not in the result file yet (half an hour on two cores)
     python benchmarks/neighbours.py --exact 300000           one more exact point (about a quarter of an hour)
     python benchmarks/neighbours.py --small                  10,000 and 30,000 rows, printed and not kept
 
 `exact_table_over_gemm`: seconds of nothing but the fp32 product of all rows with all rows, in blocks, over seconds of `build_table` with
 files on disk (reading, candidates, fp64 ranking, digests, saving), in one process, in turn. The product is timed in the shape that is
-quickest here. Where the machine has quick bf16 the table chooses its candidates in it, so that it can be quicker than the fp32 product; then
-the same table with candidates in fp32 is timed as well, and the product in bf16. The curve: every point in a process of its own, with the peak of anonymous memory that the table added; rows of 384 fp16
-numbers, Gaussian with variance 1/i along the i-th axis (about 26 effective dimensions), k = 5.
+quickest here. Where the machine has quick bf16 the table chooses its candidates in it, and can be quicker than the fp32 product; then the
+same table with candidates in fp32 is timed as well, and the product in bf16. The curve: every point in a process of its own, with the peak
+of anonymous memory that the table added; rows of 384 fp16 numbers, Gaussian with variance 1/i along the i-th axis (about 26 effective
+dimensions), k = 5.
 """
 
 from __future__ import annotations
@@ -82,7 +83,14 @@ def against_product(count: int, rounds: int) -> dict[str, Any]:
     from clipling.guides.precision import BF16, FP32, quickest
 
     quick = quickest("cpu") == BF16
-    found: dict[str, Any] = {"candidates": "bf16" if quick else "fp32", "gemm": [], "gemm_bf16": [], "table": [], "table_fp32": [], "shape": []}
+    found: dict[str, Any] = {
+        "candidates": "bf16" if quick else "fp32",
+        "gemm": [],
+        "gemm_bf16": [],
+        "table": [],
+        "table_fp32": [],
+        "shape": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_file(Path(folder), count)
         few = rows.at(np.arange(min(count, 3 * BLOCK)))
@@ -173,7 +181,9 @@ def plot(curve: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def keep(result: dict[str, Any], curve: dict[str, list[dict[str, Any]]]) -> None:
     result["arms"] = {
-        f"{method}@{p['rows']}": {key: [p[key]] for key in ("rows", "seconds", "processor_seconds", "added_mib", "peak_anonymous_mib", "recall")}
+        f"{method}@{p['rows']}": {
+            key: [p[key]] for key in ("rows", "seconds", "processor_seconds", "added_mib", "peak_anonymous_mib", "recall")
+        }
         for method, points in curve.items()
         for p in sorted(points, key=lambda p: p["rows"])
     }

@@ -174,4 +174,3 @@ def _flat_nonzero(mask: Tensor) -> Tensor:
 
 def _argsort(keys: Tensor) -> Tensor:
     return torch.from_numpy(np.argsort(keys.numpy())) if keys.device.type == "cpu" else keys.argsort()
-

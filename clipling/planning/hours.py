@@ -25,9 +25,10 @@ class Rates:
     """Work of one pair in FLOP (forward and backward; of the frozen encoders forward), and how much is done in a second.
 
     train: pairs a second. image, text: pictures and captions of the frozen encoders a second (0 without a guide). search: FLOP/s of
-    products that the exact search of neighbours reaches. decode: pictures a second of one core. stored_seconds: what the teachers of a reinforced source take for one pair (0:
-    not known), stored_flop their work; crop_seconds: of decoding a picture and making the crops that they see, by one core a process.
-    step_floor: seconds that a step takes at least; start_up: seconds before the first one (both 0 where steps were measured).
+    products that the exact search of neighbours reaches. decode: pictures a second of one core. stored_seconds: what the teachers of a
+    reinforced source take for one pair (0: not known), stored_flop their work; crop_seconds: of decoding a picture and making the crops
+    that they see, by one core a process. step_floor: seconds that a step takes at least; start_up: seconds before the first one (both 0
+    where steps were measured).
     """
 
     train: float

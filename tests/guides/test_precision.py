@@ -41,7 +41,7 @@ def test_the_margin_holds_for_the_worst_rounding():
     assert 1.9 * BF16.unit < error < BF16.margin(64) / 2
 
 
-@pytest.mark.parametrize("ratio, expected", [(1.2, FP32), (1.8, BF16)])
+@pytest.mark.parametrize(("ratio", "expected"), [(1.2, FP32), (1.8, BF16)])
 def test_bf16_is_taken_where_it_is_clearly_quicker(monkeypatch, unmeasured, ratio, expected):
     monkeypatch.setattr(precision, "_seconds", lambda rows, device: 1.0 if rows.dtype == torch.float32 else 1 / ratio)
     assert quickest("cpu") == expected

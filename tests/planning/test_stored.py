@@ -30,7 +30,7 @@ RECIPES = ("mobileclip", "mobileclip2", "reinforced_ping")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Encoders that are not opened, and short measurements."""
-    monkeypatch.setattr(calibrating, "GEMM", 64)
+    monkeypatch.setattr(calibrating, "SEARCH", (512, 64, 16))
     dims = {"image": 1280, "text": 384}
     real = calibrating.encoders
     monkeypatch.setattr(
