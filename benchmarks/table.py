@@ -57,7 +57,9 @@ ABOUT = {
     "at a time, in turn, seconds of both; the ratio is a median over parts.",
     "neighbours": "An exact table against nothing but the fp32 product of all rows with all rows, in turn, and what tables cost as rows "
     "grow: 384 fp16 features a row, k = 5, a process a point; `added mib`: anonymous memory that the table added at its peak. "
-    "Recall is a fraction.",
+    "Recall is a fraction. Where a CPU has quick bf16, candidates are chosen in it (the table is the same), so that the whole table can "
+    "take less than the fp32 product; `candidates in fp32` is the same table on a CPU without, `against the product in bf16` what a table "
+    "takes beyond the product that it makes.",
     "loading": "256-px JPEGs in a tar to normalised tensors of 64, 112 and 224 px, one thread, against webdataset + Pillow with the "
     "same (bicubic) interpolation, both in one process in turn. Decoded at every step: `fast` (data.decode=fast: torchvision, and JPEGs "
     "twice as large as wanted at a fraction of their size), `whole` (the same, never at a fraction), `exact` (Pillow's pixels). `cached`: "
@@ -108,7 +110,7 @@ COLUMNS = {
         *("text_file_mb", "text_p50_ms_batch_1", "text_p50_ms_batch_16"),
     ),
     "bank": ("seconds",),
-    "neighbours": ("rows", "seconds", "added_mib", "peak_anonymous_mib", "recall"),
+    "neighbours": ("rows", "seconds", "processor_seconds", "added_mib", "peak_anonymous_mib", "recall"),
     "loading": ("pairs_per_s", "bytes_per_pair", "open_s"),
     "search_load": ("requests", "bad_count", "requests_per_s", "p50_ms", "p95_ms", "p99_ms"),
 }

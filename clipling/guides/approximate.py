@@ -61,7 +61,7 @@ def learn_cells(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence
     check_unit(columns)
     cells = max(1, min(int(CELLS * np.sqrt(len(columns))), len(columns) // LEAST_ROWS))
     centres = _centres(faiss, columns, cells)
-    cell = np.concatenate([(part @ centres.T).argmax(dim=1).numpy() for part in Columns(columns).tiles(torch.float32)]).astype(np.int32)
+    cell = _nearest_cells(columns, centres)
     most = min(cells, max(LEAST_PROBES, cells // MOST_SHARE))
     near = (centres @ centres.T).fill_diagonal_(torch.inf).topk(most, dim=1).indices.numpy().astype(np.int32)
     made = Cells(cell, near[:, : _probes(columns, owner, links, k, cell, near)], faiss.__version__)
@@ -77,6 +77,15 @@ def _centres(faiss: Any, columns: np.ndarray, cells: int) -> torch.Tensor:
     learned = faiss.Kmeans(columns.shape[1], cells, niter=ROUNDS, spherical=True, seed=0, max_points_per_centroid=TRAIN_ROWS)
     learned.train(np.ascontiguousarray(columns[sample], dtype=np.float32))
     return torch.from_numpy(np.array(learned.centroids).reshape(cells, -1))
+
+
+def _nearest_cells(columns: np.ndarray, centres: torch.Tensor) -> np.ndarray:
+    """int32 [C]. Filled in place: small results kept between large ones that come and go would leave the heap full of holes."""
+    cell, start = np.empty(len(columns), dtype=np.int32), 0
+    for part in Columns(columns).tiles(torch.float32):
+        cell[start : start + len(part)] = (part @ centres.T).argmax(dim=1).numpy()
+        start += len(part)
+    return cell
 
 
 def _probes(columns: np.ndarray, owner: np.ndarray, links: Sequence[Sequence[int]], k: int, cell: np.ndarray, near: np.ndarray) -> int:
@@ -138,8 +147,8 @@ class CellSearch:
         length = np.cumsum(stops - starts)
         offset = starts - np.append(0, length[:-1])  # of a place from its number among those that are looked through
         rows, barred = self.excluded.columns(pairs)
-        at = self.place[barred]
-        run = np.searchsorted(stops, at, side="right").clip(max=len(stops) - 1)
+        at, rising = self.place[barred], np.argsort(starts)
+        run = rising[np.searchsorted(starts[rising], at, side="right") - 1]
         there = (at >= starts[run]) & (at < stops[run])
         need = min((count - 1) * self.per_pair + 1, int(length[-1]))
 
@@ -150,12 +159,16 @@ class CellSearch:
         return rows, self.by_cell[found + offset[np.searchsorted(length, found, side="right")]]
 
     def _runs(self, cell: int) -> tuple[np.ndarray, np.ndarray]:
-        """(starts, stops) int64 [r], rising: the places, sorted by cell, that are looked through for queries of a cell."""
+        """(starts, stops) int64 [r]: the places, sorted by cell, that are looked through for queries of a cell.
+
+        Its own come first: what is found there spares most of the others a closer look.
+        """
         cells = np.sort(self.cells.near[cell])
-        cells = cells[self.first[cells] < self.first[cells + 1]]
-        new = np.append(True, self.first[cells[1:]] != self.first[cells[:-1] + 1])
-        last = np.append(new[1:], True)
-        return self.first[cells[new]], self.first[cells[last] + 1]
+        cells = cells[(self.first[cells] < self.first[cells + 1]) & (cells != cell)]
+        new = np.append(True, self.first[cells[1:]] != self.first[cells[:-1] + 1])[: len(cells)]
+        last = np.append(new[1:], True)[: len(cells)]
+        starts, stops = self.first[cells[new]], self.first[cells[last] + 1]
+        return np.append(self.first[cell], starts), np.append(self.first[cell + 1], stops)
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:

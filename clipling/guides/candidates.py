@@ -17,7 +17,7 @@ from clipling.guides.columns import tile
 from clipling.guides.precision import FP32, Precision, plain_products, quickest
 
 GROUP = 32  # columns of which the highest is taken first
-STEPS = (64, 256)  # queries and columns are filled up to multiples of these: a library makes a kernel for every new shape
+STEPS = (64, 1024)  # queries and columns are filled up to multiples of these: a library makes a kernel for every new shape
 SCORE_BYTES = 2**23  # of similarities held at a time
 PENDING = 2  # candidates a query, in multiples of those wanted, that are kept before the worse ones are dropped
 SPARE = 8  # candidates a query that are always kept without looking back
