@@ -9,7 +9,7 @@ files on disk (reading, candidates, fp64 ranking, digests, saving), in one proce
 quickest here. Where the machine has quick bf16 the table chooses its candidates in it, and can be quicker than the fp32 product; then the
 same table with candidates in fp32 is timed as well, and the product in bf16. The curve: every point in a process of its own, with the peak
 of anonymous memory that the table added; rows of 384 fp16 numbers, Gaussian with variance 1/i along the i-th axis (about 26 effective
-dimensions), k = 5.
+dimensions), k = 5. `faiss HNSW`: the same rows by faiss's graph, the usual way to P log P, for comparison.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ DIM, K, BLOCK = 384, 5, 2048
 RATIO_ROWS, ROUNDS = (30_000,), 5
 EXACT, APPROXIMATE = (10_000, 30_000, 100_000, 300_000), (10_000, 30_000, 100_000, 300_000, 1_000_000)
 SHAPES = ((2048, None), (2048, 8192), (512, 8192), (2048, 2048))  # of the bare product: queries, columns (None: all)
+GRAPH = {"links": 32, "build": 40, "search": 64}
+METHODS = {"approximate": "faiss", "faiss HNSW": "HNSW"}
+GRAPHS = (30_000, 100_000, 300_000)
 BF16_SHAPE = (2048, 2048)  # the quickest on the machine this was written on
 
 
@@ -142,6 +145,38 @@ def point(method: str, count: int, scratch: Path) -> dict[str, Any]:
     }
 
 
+def graph_point(count: int, scratch: Path) -> dict[str, Any]:
+    """The same neighbours by faiss's graph (HNSW, Malkov and Yashunin 2018), the usual way to P log P: built, and asked for every row."""
+    import faiss
+    import torch
+
+    rows = rows_file(scratch, count)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    features = rows[:].astype(np.float32)
+    began, spent, before = time.perf_counter(), time.process_time(), anonymous()
+    index = faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_fp16, GRAPH["links"], faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction, index.hnsw.efSearch = GRAPH["build"], GRAPH["search"]
+    index.train(features[:1000])
+    index.add(features)
+    found = np.concatenate([index.search(features[at : at + BLOCK], K + 1)[1] for at in range(0, count, BLOCK)])
+    seconds, spent = time.perf_counter() - began, time.process_time() - spent
+    sample = np.random.default_rng(0).permutation(count)[:1000]
+    from clipling.guides.approximate import recall
+    from clipling.guides.search import ExactSearch
+
+    true, _ = ExactSearch(rows[:], np.arange(count), [()] * count).of_columns(sample, K)
+    others = np.where(found[sample] == sample[:, None], -2, found[sample])  # a row is no neighbour of its own
+    return {
+        "rows": count,
+        "seconds": round(seconds, 2),
+        "processor_seconds": round(spent, 2),
+        "added_mib": round(anonymous() - before, 1),
+        "peak_anonymous_mib": round(anonymous(), 1),
+        "recall": round(recall(others, true), 4),
+        "method": f"faiss {faiss.__version__}: HNSW {GRAPH}",
+    }
+
+
 def anonymous() -> float:
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1024
@@ -210,7 +245,11 @@ def main() -> None:
 
         torch.set_num_threads(given.threads)
         method, count, scratch = given.point or ("", 0, "")
-        print(json.dumps(against_product(*given.ratio) if given.ratio else point(method, int(count), Path(scratch))))
+        if given.ratio:
+            print(json.dumps(against_product(*given.ratio)))
+        else:
+            made = graph_point(int(count), Path(scratch)) if method == "HNSW" else point(method, int(count), Path(scratch))
+            print(json.dumps(made))
         return
     result = {"arms": {}, "ratios": {}} if given.again or given.small else load("neighbours")
     result = {"benchmark": "neighbours", **result}
@@ -228,13 +267,14 @@ def main() -> None:
             print(key, result["ratios"][key], found, flush=True)
             if not given.small:
                 save(result)
-    curve = result.get("curve", {"exact": [], "approximate": []})
+    curve = {"exact": [], "approximate": [], "faiss HNSW": [], **result.get("curve", {})}
     wanted = [("exact", n) for n in sorted({*EXACT, *given.exact})] + [("approximate", n) for n in APPROXIMATE]
+    wanted += [("faiss HNSW", n) for n in GRAPHS]
     with tempfile.TemporaryDirectory() as scratch:
         for method, count in wanted:
             if any(p["rows"] == count for p in curve[method]) or (given.small and count > 30_000):
                 continue
-            found = in_a_process("--point", "faiss" if method == "approximate" else method, str(count), scratch, *threads)
+            found = in_a_process("--point", METHODS.get(method, method), str(count), scratch, *threads)
             print(method, found, flush=True)
             curve[method].append(found)
             if not given.small:

@@ -155,7 +155,7 @@ class CellSearch:
         def tiles(dtype: torch.dtype) -> Iterator[torch.Tensor]:
             return self.sorted.tiles(dtype, list(zip(starts.tolist(), stops.tolist())))
 
-        rows, found = self.choose(queries, tiles, (rows[there], (at - offset[run])[there]), need)
+        rows, found = self.choose(queries, tiles, int(length[-1]), (rows[there], (at - offset[run])[there]), need)
         return rows, self.by_cell[found + offset[np.searchsorted(length, found, side="right")]]
 
     def _runs(self, cell: int) -> tuple[np.ndarray, np.ndarray]:

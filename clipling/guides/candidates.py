@@ -32,23 +32,28 @@ class TooMany(Exception):
 
 
 def candidates(
-    queries: np.ndarray, tiles: Tiles, excluded: Barred, need: int, precision: Precision = FP32, device: str = "cpu"
+    queries: np.ndarray, tiles: Tiles, columns: int, excluded: Barred, need: int, precision: Precision, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """(query, column) numbers, int64 [m] each: for every query all columns that can be among its `need` nearest.
 
-    queries [B, d]. tiles: gives the columns in a dtype, [c, d] one after the other. excluded: (query, column) numbers that are no
+    queries [B, d]. tiles: gives so many columns in a dtype, [c, d] one after the other. excluded: (query, column) numbers that are no
     candidates. A column is left out only when it is the margin of the precision below the `need`-th.
     Raises TooMany where so many are left, in another precision than fp32, that fp32 would be quicker.
     """
     asked = tile(queries, precision.dtype).to(device)
     by_column = np.argsort(excluded[1], kind="stable")
     barred = excluded[0][by_column], excluded[1][by_column]
-    best = _Found(len(asked), need, precision, queries.shape[1], device)
+    best = _Found(len(asked), need, precision.margin(queries.shape[1]), device)
+    most = None if precision == FP32 else len(asked) * (PENDING * need + RANKED_SHARE * columns)
     with plain_products():
         for rows, first, scores in _scores(asked, tiles(precision.dtype), barred):
             best.add(rows, first, scores)
-    rows, columns = best.all()
-    return rows.cpu().numpy(), columns.cpu().numpy()
+            if most is not None and best.count > most:
+                best.drop()
+                if best.count > most:
+                    raise TooMany
+    rows, found = best.all()
+    return rows.cpu().numpy(), found.cpu().numpy()
 
 
 class Chooser:
@@ -57,22 +62,22 @@ class Chooser:
     def __init__(self, device: str) -> None:
         self.device, self.precision = device, quickest(device)
 
-    def __call__(self, queries: np.ndarray, tiles: Tiles, excluded: Barred, need: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, queries: np.ndarray, tiles: Tiles, columns: int, excluded: Barred, need: int) -> tuple[np.ndarray, np.ndarray]:
         try:
-            return candidates(queries, tiles, excluded, need, self.precision, self.device)
+            return candidates(queries, tiles, columns, excluded, need, self.precision, self.device)
         except TooMany:
             self.precision = FP32
-            return candidates(queries, tiles, excluded, need, self.precision, self.device)
+            return candidates(queries, tiles, columns, excluded, need, self.precision, self.device)
 
 
 class _Found:
     """Columns that reach the bar of their query, which rises: the margin below its `need`-th best similarity so far."""
 
-    def __init__(self, queries: int, need: int, precision: Precision, dim: int, device: str) -> None:
+    def __init__(self, queries: int, need: int, margin: float, device: str) -> None:
         self.bar = torch.full((queries,), LOWEST, device=device)
-        self.need, self.margin, self.precision = need, precision.margin(dim), precision
+        self.need, self.margin = need, margin
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.count, self.seen, self.room = 0, 0, PENDING * (need + SPARE) * queries
+        self.count, self.room = 0, PENDING * (need + SPARE) * queries
 
     def add(self, rows: slice, first: int, scores: Tensor) -> None:
         """Similarities [b, c] of the queries `rows` and the columns from `first` on; c is a multiple of `GROUP`."""
@@ -91,17 +96,16 @@ class _Found:
         column = (place % GROUP) * groups + group[inside] % groups + first
         self.parts.append((row + rows.start, column, values.flatten()[place]))
         self.count += len(place)
-        self.seen = first + scores.shape[1]
         if self.count > self.room:
-            self._drop()
+            self.drop()
 
     def all(self) -> tuple[Tensor, Tensor]:
         """(queries, columns) that may be among the nearest."""
-        self._drop()
+        self.drop()
         rows, columns, _ = self.parts[0]
         return rows, columns
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
         """Raises the bars and drops what is below them."""
         rows, columns, values = self._sorted()
         queries = torch.arange(len(self.bar), device=rows.device)
@@ -110,9 +114,6 @@ class _Found:
         self.bar[there] = torch.maximum(self.bar[there], values[place[there]] - self.margin)
         kept = values >= self.bar[rows]
         self.parts, self.count = [(rows[kept], columns[kept], values[kept])], int(kept.sum())
-        most = PENDING * self.need * len(self.bar)
-        if self.precision != FP32 and self.count > most + RANKED_SHARE * self.seen * len(self.bar):
-            raise TooMany
         self.room = max(self.room, 2 * self.count)  # ties: not at every tile
 
     def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:

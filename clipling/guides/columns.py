@@ -71,10 +71,19 @@ class Columns:
         """bf16, whose bits numpy holds as whole numbers. The name tells the order: cells may be learned anew beside an older file."""
         order = "" if self.order is None else "-" + hashlib.blake2b(self.order, digest_size=8).hexdigest()
         path = folder / f"columns-bf16{order}.npy"
-        if not path.is_file():
+        if not is_array(path, self.rows.shape, np.dtype(np.int16)):
             parts = (part.view(torch.int16).numpy() for _, part in self._parts(torch.bfloat16))
             atomic_produce(path, lambda temporary: write_parts(temporary, parts, self.rows.shape, np.dtype(np.int16)))
         return torch.from_numpy(np.load(path, mmap_mode="c")).view(torch.bfloat16)  # "c": torch wants rows that could be written
+
+
+def is_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether a file is there as it was written."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return found.shape == shape and found.dtype == dtype
 
 
 def _tiles(runs: Sequence[Run], most: int) -> Iterator[list[Run]]:

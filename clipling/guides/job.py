@@ -19,6 +19,7 @@ import numpy as np
 
 from clipling.errors import UserError
 from clipling.guides.approximate import Cells, CellSearch, learn_cells, recall
+from clipling.guides.columns import is_array
 from clipling.guides.encoders import device_text
 from clipling.guides.hubness import capped, hubness
 from clipling.guides.progress import Progress
@@ -94,7 +95,7 @@ class Task:
         """The rows that take part [C, d] as they are given; memory-mapped from `path`, which is made where it is absent."""
         shape = len(self.numbers), self.dim
         if path is not None and not isinstance(self.features, np.ndarray):
-            if not _is_array(path, shape, self.dtype):
+            if not is_array(path, shape, self.dtype):
                 parts = self._parts(self.numbers)
                 atomic_produce(path, lambda temporary: write_parts(temporary, parts, shape, self.dtype))
             return np.load(path, mmap_mode="r")
@@ -253,12 +254,3 @@ class Job:
         sample = np.random.default_rng(0).permutation(len(found))[:RECALL_SAMPLE]
         true, _ = ExactSearch(self.columns, self.task.of, self.task.links, self.device).of_columns(sample, self.task.k)
         return recall(found[sample, : self.task.k], true)
-
-
-def _is_array(path: Path, shape: tuple[int, int], dtype: np.dtype) -> bool:
-    """Whether a file is there as it was written."""
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return found.shape == shape and found.dtype == dtype

@@ -110,7 +110,7 @@ class ExactSearch:
         need = min((count - 1) * self.per_pair + 1, len(self.owner))
         for start in range(0, len(queries), QUERIES) if len(self.owner) else ():
             part = slice(start, start + QUERIES)
-            rows, columns = self.choose(queries[part], self.prepared.tiles, self.excluded.columns(pairs[part]), need)
+            rows, columns = self.choose(queries[part], self.prepared.tiles, len(self.owner), self.excluded.columns(pairs[part]), need)
             rank_pairs(queries[part], rows, self.columns, columns, self.owner, ids[part], sims[part])
         return ids, sims
 

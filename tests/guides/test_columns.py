@@ -49,6 +49,16 @@ def test_a_file_of_another_order_is_not_taken(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize("length", [0, 40, 5000])
+def test_a_file_that_was_cut_off_is_made_again(tmp_path, monkeypatch, length):
+    monkeypatch.setattr(columns, "RESIDENT_BYTES", 0)
+    Columns(ROWS, scratch=tmp_path).keep(torch.bfloat16)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:length])
+    tiles = Columns(ROWS, scratch=tmp_path).tiles(torch.bfloat16)
+    assert torch.equal(torch.cat(list(tiles)), torch.from_numpy(ROWS).float().bfloat16())
+
+
 def test_another_precision_is_converted_anew():
     made = Columns(ROWS)
     assert next(made.tiles(torch.bfloat16)).dtype == torch.bfloat16
