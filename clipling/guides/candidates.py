@@ -1,8 +1,8 @@
 """Candidates for nearest neighbours by matrix products: tile by tile, with one cheap pass over the similarities.
 
 Picking the highest of a row of similarities by partial sorting takes half as long as the product that made them. Here one pass takes the
-highest of every `GROUP` columns; only groups whose highest can still be among the best of their query are looked into. A group is every
-c / `GROUP`-th column of a tile of c: the maximum of whole runs of numbers takes half as long as that of neighbouring ones.
+highest of every `GROUP` columns; only groups whose highest can still be among the best of their query are looked into. Similarities lie
+column by column: libraries pack the second factor of a product anew each time, and queries are fewer than columns.
 """
 
 from __future__ import annotations
@@ -80,21 +80,19 @@ class _Found:
         self.count, self.room = 0, PENDING * (need + SPARE) * queries
 
     def add(self, rows: slice, first: int, scores: Tensor) -> None:
-        """Similarities [b, c] of the queries `rows` and the columns from `first` on; c is a multiple of `GROUP`."""
-        groups = scores.shape[1] // GROUP
-        grouped = scores.view(-1, GROUP, groups)
+        """Similarities [c, b] of the columns from `first` on and the queries `rows`; c is a multiple of `GROUP`."""
+        grouped = scores.unflatten(0, (-1, GROUP))
         highest = _highest(grouped)
         bar = self.bar[rows]
-        if first == 0 and groups >= self.need:  # so many columns reach the lowest of these
-            lowest = highest.topk(self.need, dim=1, sorted=False).values.amin(dim=1)
+        if first == 0 and len(highest) >= self.need:  # so many columns reach the lowest of these
+            lowest = highest.topk(self.need, dim=0, sorted=False).values.amin(dim=0)
             torch.maximum(bar, torch.where(lowest > 0, lowest - self.margin, LOWEST), out=bar)
-        group = _flat_nonzero(highest >= bar[:, None])
-        row = group // groups
-        values = grouped[row, :, group % groups].float()
+        place = _flat_nonzero(highest >= bar)
+        group, row = place // len(bar), place % len(bar)
+        values = grouped[group, :, row].float()
         place = _flat_nonzero(values >= bar[row, None])
-        inside, row = place // GROUP, row[place // GROUP]
-        column = (place % GROUP) * groups + group[inside] % groups + first
-        self.parts.append((row + rows.start, column, values.flatten()[place]))
+        inside = place // GROUP
+        self.parts.append((row[inside] + rows.start, group[inside] * GROUP + place % GROUP + first, values.flatten()[place]))
         self.count += len(place)
         if self.count > self.room:
             self.drop()
@@ -129,7 +127,7 @@ class _Found:
 
 
 def _highest(grouped: Tensor) -> Tensor:
-    """fp32 [b, groups]: no less than the highest of each group [b, GROUP, groups], and just that where it is above 0.
+    """fp32 [groups, b]: no less than the highest of each group [groups, GROUP, b], and just that where it is above 0.
 
     In bf16 the bits are compared as whole numbers, which takes a quarter of the time and orders positive numbers as they are; any positive
     one is above all negative ones.
@@ -140,7 +138,7 @@ def _highest(grouped: Tensor) -> Tensor:
 
 
 def _scores(asked: Tensor, tiles: Iterable[Tensor], barred: Barred) -> Iterator[tuple[slice, int, Tensor]]:
-    """(queries, first column, similarities [b, c], valid until the next), -inf where barred (sorted by column) or beyond the last."""
+    """(queries, first column, similarities [c, b], valid until the next), -inf where barred (sorted by column) or beyond the last."""
     first, held = 0, None
     count, asked = len(asked), _filled(asked, STEPS[0])
     for columns in tiles:
@@ -154,10 +152,10 @@ def _scores(asked: Tensor, tiles: Iterable[Tensor], barred: Barred) -> Iterator[
         for start in range(0, count, at_once):
             some = asked[start : start + at_once]
             part = slice(start, min(start + at_once, count))
-            scores = torch.mm(some, columns.T, out=held[: len(some) * width].view(-1, width))[: part.stop - start]
+            scores = torch.mm(columns, some.T, out=held[: len(some) * width].view(width, -1))[:, : part.stop - start]
             mine = (rows >= start) & (rows < part.stop)
-            scores[rows[mine] - start, places[mine]] = -torch.inf
-            scores[:, there:] = -torch.inf
+            scores[places[mine], rows[mine] - start] = -torch.inf
+            scores[there:] = -torch.inf
             yield part, first, scores
         first += there
 
