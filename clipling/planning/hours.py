@@ -13,7 +13,7 @@ FP32_SHARE = 0.65  # of the speed of fp32's matrix product that the exact search
 # Of an approximate table (guides/approximate.py): cells are this many roots of the pairs; of them so many are looked through, which the
 # search chooses on a sample of the data. For 95 % of the neighbours of rows of about 26 effective dimensions: PROBES at EXACT_UP_TO pairs,
 # and as many more as PROBES_POWER says (benchmarks: neighbours). Other data may want fewer or more.
-CELLS, PROBES, PROBES_POWER = 1, 78, 0.27
+CELLS, PROBES, PROBES_POWER = 1, 80, 0.33
 APPROXIMATE_SHARE = 0.4  # of the exact search's speed: cells make smaller products, and learning them takes time
 # Of machines that are not measured. A small student on a GPU is not bound by arithmetic: a step is hundreds of kernels, launched one after
 # the other, and a run begins with processes, a device and files to open. Both are guesses, that no plan says less than what can be.
