@@ -46,11 +46,11 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """The processor's name, and whether it has the int8 instructions (VNNI) where that can be read."""
+    """The processor's name, and whether it has the int8 instructions (VNNI) and the matrix unit for bf16 (AMX), where that can be read."""
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return platform.processor() or platform.machine()
     lines = info.read_text(errors="replace").splitlines()
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     flags = next((line for line in lines if line.startswith("flags")), "")
-    return f"{name} ({'VNNI' if 'vnni' in flags else 'no VNNI'})"
+    return f"{name} ({'VNNI' if 'vnni' in flags else 'no VNNI'}{', AMX' if 'amx_bf16' in flags else ''})"
