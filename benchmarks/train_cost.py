@@ -152,7 +152,10 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
         (("ms_per_pair", "milliseconds a pair, in a step"), ("before_first_step_s", "seconds to the first step"), ("peak_mib", "peak MiB")),
     ):
         axis.plot([r["pairs"] for r in rows], [r[key] for r in rows], "o-")
-        axis.set(xscale="log", xlabel="training pairs", ylabel=label, ylim=(0, None))
+        if key == "before_first_step_s":
+            axis.set(xscale="log", yscale="log", xlabel="training pairs", ylabel=label)
+        else:
+            axis.set(xscale="log", xlabel="training pairs", ylabel=label, ylim=(0, 1.15 * max(r[key] for r in rows)))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
