@@ -53,7 +53,7 @@ from clipling.guides.stored_teacher import stored_teachers
 from clipling.models.dual import Student
 from clipling.outcome import finish
 from clipling.recipe import Data, Recipe, to_yaml
-from clipling.runfolder import clear, inputs_of, keep_apart, models_of, run_folder, same_inputs
+from clipling.runfolder import clear, inputs_of, keep_apart, models_of, run_folder, same_command, same_inputs
 from clipling.starts import check_names, make_student, with_vocabulary
 from clipling.store import atomic_write, read_json, write_json
 
@@ -88,6 +88,7 @@ def train(
     if fit_batch and resume:
         recipe = as_begun(recipe, out)
     with start() as runtime, contextlib.ExitStack() as held:
+        same_command(out, recipe, runtime, resume=resume, overwrite=overwrite)
         if runtime.first:
             keep_apart(out, *models_of(recipe))
             held.enter_context(run_folder(out, recipe, resume=resume, overwrite=overwrite))

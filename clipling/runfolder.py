@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import yaml
 
 from clipling.data.pairs import Pairs
+from clipling.engine.runtime import Runtime
 from clipling.errors import UserError
 from clipling.recipe import Recipe, from_yaml, to_yaml
 from clipling.store import disk_error, read_json
@@ -168,14 +169,30 @@ def same_recipe(out: Path, recipe: Recipe) -> None:
         )
 
 
-def _changes(before: Any, now: Any, name: str = "") -> list[str]:
+def same_command(out: Path, recipe: Recipe, runtime: Runtime, **flags: bool) -> None:
+    """Raises UserError in every process unless all were started with the same settings: each would train on, to its own."""
+    mine = {**yaml.safe_load(to_yaml(recipe)), "out": str(out), **flags}
+    differ = [
+        f"{name} is {first} in process 1, {here} in process {runtime.rank + 1}"
+        for name, first, here in _differences(runtime.of_first(mine), mine)
+    ]
+    if runtime.any(bool(differ)):
+        which = "; ".join(differ[:3]) or "another process says which"
+        raise UserError(f"the processes were started with different settings: {which}. Start all of them with the same command.")
+
+
+def _changes(before: Any, now: Any) -> list[str]:
     """`stages.0.epochs was 3, is 5` for each setting that differs; "-" for one that is not there."""
-    if isinstance(before, list) and isinstance(now, list) and all(isinstance(one, dict) for one in [*before, *now]):
-        before, now = ({str(n): one for n, one in enumerate(given)} for given in (before, now))
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [] if before == now else [f"{name} was {_value(before)}, is {_value(now)}"]
-    keys = dict.fromkeys([*before, *now])
-    return [said for key in keys for said in _changes(before.get(key, "-"), now.get(key, "-"), f"{name}.{key}".lstrip("."))]
+    return [f"{name} was {old}, is {new}" for name, old, new in _differences(before, now)]
+
+
+def _differences(one: Any, other: Any, name: str = "") -> list[tuple[str, str, str]]:
+    if isinstance(one, list) and isinstance(other, list) and all(isinstance(item, dict) for item in [*one, *other]):
+        one, other = ({str(n): item for n, item in enumerate(given)} for given in (one, other))
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [(name, _value(one), _value(other))]
+    keys = dict.fromkeys([*one, *other])
+    return [found for key in keys for found in _differences(one.get(key, "-"), other.get(key, "-"), f"{name}.{key}".lstrip("."))]
 
 
 def _value(value: Any) -> str:

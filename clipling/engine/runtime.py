@@ -112,6 +112,14 @@ class Runtime:
             for tensor in [*module.parameters(), *module.buffers()]:
                 dist.broadcast(tensor.data, 0)
 
+    def of_first(self, value: Any) -> Any:
+        """What the first process has for a small value (of strings, numbers, lists and dicts)."""
+        if self.world == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, 0, device=self.device)
+        return held[0]
+
     def wait(self) -> None:
         """Until every process is here: up to `LONGEST_WAIT`, and not at all when one has died (its connections close)."""
         if self.world > 1 and dist.get_backend() == "gloo":

@@ -47,6 +47,8 @@ def make_tables(
     if centre:
         joined = centred(joined, rows, folder if update is None else update, wanted=update is not None)
     base = None if update is None else _bases(update, pairs)
+    if update is not None:
+        _no_other_tables(folder, update)
     tables = open_tables(
         joined, pairs, rows, folder, k=k, cap=cap, query=query, method=method, base=base, progress=progress, rank=rank, world=world
     )
@@ -68,6 +70,11 @@ def centred(bank: BankRows, rows: np.ndarray, folder: Path, wanted: bool = False
     """
     path = folder / CENTRE_FILE
     if not path.is_file():
+        if wanted and not folder.is_dir():
+            raise UserError(f"--update {folder} does not exist; expected a folder of older tables")
+        if wanted and (folder / "tables").is_dir():
+            there = ", ".join(sorted(str(path) for path in (folder / "tables").iterdir() if path.is_dir())) or "none yet"
+            raise UserError(f"--update {folder} is a bank; expected a folder of its tables: {there}")
         if wanted:
             raise UserError(
                 f"{folder} holds no {CENTRE_FILE}: its tables were made with --no-centre, or by training. "
@@ -79,6 +86,20 @@ def centred(bank: BankRows, rows: np.ndarray, folder: Path, wanted: bool = False
         return bank.less(means["image"], means["text"])
     except Exception as error:  # numpy and zipfile have errors of many kinds for a wrong byte
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}). Remove it and the tables beside it.") from error
+
+
+def _no_other_tables(folder: Path, update: Path) -> None:
+    """Raises UserError where the folder holds tables over features less other means: means and tables would not belong together."""
+    try:
+        here, older = load_arrays_by_name(folder / CENTRE_FILE), load_arrays_by_name(update / CENTRE_FILE)
+        same = all(np.array_equal(here[side], older[side]) for side in ("image", "text"))
+    except Exception:  # absent, or damaged in one of many ways: it is written anew
+        return
+    if not same:
+        raise UserError(
+            f"{folder} holds tables of these pairs already, made anew and not from {update}: other means were subtracted. "
+            f"They are in use as they are; to have updated ones instead, remove {folder} first."
+        )
 
 
 def _bases(folder: Path, pairs: Pairs) -> dict[str, Base]:
@@ -97,11 +118,16 @@ def _bases(folder: Path, pairs: Pairs) -> dict[str, Base]:
         now = int(kept[old])
         if differ(images[old], pairs.hashes[now]) or differ(told[old], _told(pairs, now)):
             kept[old] = -1
+    if not (kept >= 0).any():
+        raise UserError(
+            f"none of the {len(keys)} pairs of the tables in {folder} is among these {len(pairs)} as it was, so there is nothing to bring "
+            "up to date. Give the tables of the older pairs, or leave out --update."
+        )
     found = {}
     for space in ("image", "text"):
         files = sorted(folder.glob(f"{space}-*.npz"))
         if len(files) != 1:
-            raise UserError(f"{folder} holds {len(files)} tables of the {space} space; expected one")
+            raise UserError(f"{folder} holds {len(files)} tables of the {space} space; expected one. Remove {folder} and make it anew.")
         found[space] = Base(Table.load(files[0]), kept)
     return found
 

@@ -187,6 +187,32 @@ def test_training_of_which_one_process_was_killed(place, tmp_path, monkeypatch):
     assert content(tmp_path / "killed" / "run") == content(tmp_path / "whole" / "run")
 
 
+def test_processes_with_different_settings_refuse_to_train(place, tmp_path):
+    def work() -> int:
+        of_its_own = ("--batch", "16", "--seed", "0") if os.environ["RANK"] == "0" else ("--batch", "8", "--seed", "1")
+        arguments = (
+            "train",
+            "clip",
+            "--data",
+            place / "toy",
+            "--val",
+            place / "val",
+            "--out",
+            tmp_path / "run",
+            "--epochs",
+            "1",
+            *of_its_own,
+        )
+        return call(*arguments, "--json", "--set", "student.config=tiny_vit_32", "data.workers=0")()
+
+    ended = launch(tmp_path, 2, work)
+    assert [e.code for e in ended] == [2, 2]
+    assert "different settings" in ended[0].said
+    assert "seed is 0 in process 1, 1 in process 2" in ended[1].said
+    assert "optimiser.batch is 16 in process 1, 8 in process 2" in ended[1].said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_bank_and_tables_of_more_pairs_are_brought_up_to_date(place, tmp_path):
     """Toy encoders whose rows depend on their company, as real ones' last bits do."""
     more = tmp_path / "more"
