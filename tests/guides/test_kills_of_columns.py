@@ -82,6 +82,7 @@ def test_killed_before_a_rename(tmp_path, method, name):
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_at_random_instants(tmp_path, method, monkeypatch):
     monkeypatch.setattr(columns, "TILE", 16)
     table(tmp_path / "whole", method)
