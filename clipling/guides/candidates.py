@@ -47,7 +47,7 @@ def candidates(
     barred = excluded[0][by_column], excluded[1][by_column]
     best = _Found(len(asked), need, precision.margin(queries.shape[1]), device)
     if precision == FP32:
-        most = HELD if len(asked) > 1 else columns
+        most = HELD if len(asked) > 1 else float("inf")
     else:
         most = len(asked) * (PENDING * need + RANKED_SHARE * columns)
     with plain_products():

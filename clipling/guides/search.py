@@ -128,13 +128,15 @@ class ExactSearch:
 
 
 def in_parts(count: int, most: int, work: Callable[[slice], None]) -> None:
-    """Does `work` for so many queries, at most `most` at a time, and for fewer as long as it raises TooMany; alone none may."""
+    """Does `work` for so many queries, at most `most` at a time, and for fewer as long as it raises TooMany; a single one may not."""
     start, at_once = 0, most
     while start < count:
         stop = min(count, start + at_once)
         try:
             work(slice(start, stop))
         except TooMany:
+            if stop - start == 1:
+                raise
             at_once = max(1, (stop - start) // 2)
         else:
             start, at_once = stop, min(most, 2 * at_once)
