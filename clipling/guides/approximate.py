@@ -18,7 +18,7 @@ import torch
 from clipling.errors import missing_extra
 from clipling.guides.candidates import Chooser
 from clipling.guides.columns import Columns
-from clipling.guides.search import ExactSearch, Excluded, check_unit, most_of_one, rank_pairs
+from clipling.guides.search import ExactSearch, Excluded, check_unit, in_parts, most_of_one, rank_pairs
 from clipling.guides.table import save_arrays
 
 LEAST_ROWS = 40  # rows a cell: k-means wants no fewer
@@ -134,11 +134,16 @@ class CellSearch:
         cell = self.cells.cell[numbers]
         for c in np.unique(cell).tolist():
             here = np.flatnonzero(cell == c)
-            queries = np.asarray(self.columns[numbers[here]])
-            rows, columns = self._candidates(queries, self.owner[numbers[here]], c, count)
-            some, near = np.full((len(here), count), -1, dtype=np.int64), np.full((len(here), count), -np.inf)
-            rank_pairs(queries, rows, self.columns, columns, self.owner, some, near)
-            ids[here], sims[here] = some, near
+
+            def of_cell(part: slice, here: np.ndarray = here, c: int = c) -> None:
+                mine = numbers[here[part]]
+                queries = np.asarray(self.columns[mine])
+                rows, columns = self._candidates(queries, self.owner[mine], c, count)
+                some, near = np.full((len(mine), count), -1, dtype=np.int64), np.full((len(mine), count), -np.inf)
+                rank_pairs(queries, rows, self.columns, columns, self.owner, some, near)
+                ids[here[part]], sims[here[part]] = some, near
+
+            in_parts(len(here), len(here), of_cell)
         return ids, sims
 
     def _candidates(self, queries: np.ndarray, pairs: np.ndarray, cell: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ STEPS = (64, 1024)  # queries and columns are filled up to multiples of these: a
 SCORE_BYTES = 2**23  # of similarities held at a time
 PENDING = 2  # candidates a query, in multiples of those wanted, that are kept before the worse ones are dropped
 SPARE = 8  # candidates a query that are always kept without looking back
+HELD = 2**21  # candidates of all queries of a pass, that a pass of fewer queries is better for: each takes some 60 bytes, and a ranking
 RANKED_SHARE = 1 / 512  # of the columns: ranking so many in vain takes as long as a product of fp32 instead of a quicker one
 LOWEST = float(torch.finfo(torch.float32).min)
 Barred = tuple[np.ndarray, np.ndarray]
@@ -28,7 +29,7 @@ Tiles = Callable[[torch.dtype], Iterable[Tensor]]
 
 
 class TooMany(Exception):
-    """More columns than are worth ranking lie within the margin of the precision."""
+    """More columns than are worth ranking lie within the margin of the precision, or than memory is meant for: ask fewer queries."""
 
 
 def candidates(
@@ -38,17 +39,21 @@ def candidates(
 
     queries [B, d]. tiles: gives so many columns in a dtype, [c, d] one after the other. excluded: (query, column) numbers that are no
     candidates. A column is left out only when it is the margin of the precision below the `need`-th.
-    Raises TooMany where so many are left, in another precision than fp32, that fp32 would be quicker.
+    Raises TooMany where so many are left, in another precision than fp32, that fp32 would be quicker; in fp32 where several queries leave
+    more than `HELD`.
     """
     asked = tile(queries, precision.dtype).to(device)
     by_column = np.argsort(excluded[1], kind="stable")
     barred = excluded[0][by_column], excluded[1][by_column]
     best = _Found(len(asked), need, precision.margin(queries.shape[1]), device)
-    most = None if precision == FP32 else len(asked) * (PENDING * need + RANKED_SHARE * columns)
+    if precision == FP32:
+        most = HELD if len(asked) > 1 else float("inf")
+    else:
+        most = len(asked) * (PENDING * need + RANKED_SHARE * columns)
     with plain_products():
         for rows, first, scores in _scores(asked, tiles(precision.dtype), barred):
             best.add(rows, first, scores)
-            if most is not None and best.count > most:
+            if best.count > most:
                 best.drop()
                 if best.count > most:
                     raise TooMany

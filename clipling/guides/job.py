@@ -143,6 +143,15 @@ class Job:
         """int64 [C]: the order in which columns are queries. Those of one cell are asked together."""
         return np.argsort(self.cells.cell, kind="stable") if self.method == "faiss" else np.arange(len(self.task.numbers))
 
+    @cached_property
+    def mark(self) -> str:
+        """In the names of blocks: how many queries they have, and of which cells. Cells that were lost may be learned otherwise."""
+        if self.method == "exact":
+            return f"{self.block}"
+        learned = hashlib.blake2b(self.cells.cell, digest_size=4)
+        learned.update(np.ascontiguousarray(self.cells.near))
+        return f"{self.block}-{learned.hexdigest()}"
+
     @property
     def what(self) -> str:
         where = device_text(self.device if self.method == "exact" else "cpu")
@@ -207,7 +216,7 @@ class Job:
             watch.until(lambda: ready.is_file() or done())
             if done():
                 return
-        files = {start: parts / f"{start:010d}-{self.block}.npz" for start in self.starts()}
+        files = {start: parts / f"{start:010d}-{self.mark}.npz" for start in self.starts()}
         self._make([start for start in self.starts() if start // self.block % watch.world == watch.rank], files, progress)
         # a second run that makes the same table may be quicker, and removes the blocks
         watch.until(done if watch.rank > 0 else lambda: all(file.is_file() for file in files.values()) or done())

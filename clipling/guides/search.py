@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from clipling.guides.candidates import Chooser
+from clipling.guides.candidates import HELD, Chooser, TooMany
 from clipling.guides.columns import Columns
 from clipling.guides.precision import NORM_SLACK
 
@@ -38,7 +38,12 @@ class Excluded:
         return cls(owner, links, {link: np.array(columns, dtype=np.int64) for link, columns in members.items()})
 
     def columns(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(row, column) numbers, int64 [m] each, of all that is excluded for queries of the given pairs."""
+        """(row, column) numbers, int64 [m] each, of all that is excluded for queries of the given pairs.
+
+        Raises TooMany where several pairs of large classes exclude more than `HELD`.
+        """
+        if len(pairs) > 1 and sum(len(self.members.get(i, ())) for pair in np.asarray(pairs).tolist() for i in self.links[pair]) > HELD:
+            raise TooMany
         first, last = np.searchsorted(self.owner, pairs, side="left"), np.searchsorted(self.owner, pairs, side="right")
         count = last - first
         rows = [np.repeat(np.arange(len(count)), count)]
@@ -108,15 +113,33 @@ class ExactSearch:
         ids = np.full((len(queries), count), -1, dtype=np.int64)
         sims = np.full((len(queries), count), -np.inf)
         need = min((count - 1) * self.per_pair + 1, len(self.owner))
-        for start in range(0, len(queries), QUERIES) if len(self.owner) else ():
-            part = slice(start, start + QUERIES)
+
+        def some(part: slice) -> None:
             rows, columns = self.choose(queries[part], self.prepared.tiles, len(self.owner), self.excluded.columns(pairs[part]), need)
             rank_pairs(queries[part], rows, self.columns, columns, self.owner, ids[part], sims[part])
+
+        if len(self.owner):
+            in_parts(len(queries), QUERIES, some)
         return ids, sims
 
     def of_columns(self, numbers: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """See `Search.of_columns`."""
         return self.top(np.asarray(self.columns[numbers]), self.owner[numbers], count)
+
+
+def in_parts(count: int, most: int, work: Callable[[slice], None]) -> None:
+    """Does `work` for so many queries, at most `most` at a time, and for fewer as long as it raises TooMany; a single one may not."""
+    start, at_once = 0, most
+    while start < count:
+        stop = min(count, start + at_once)
+        try:
+            work(slice(start, stop))
+        except TooMany:
+            if stop - start == 1:
+                raise
+            at_once = max(1, (stop - start) // 2)
+        else:
+            start, at_once = stop, min(most, 2 * at_once)
 
 
 def rank_pairs(

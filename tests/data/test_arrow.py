@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
+from clipling.data.arrow import ArrowFile, saved_dataset
 from clipling.data.pack import pack
 from clipling.data.reading import Options
 from clipling.data.remote import Fetch
@@ -133,3 +135,49 @@ def test_img2dataset_webdataset_output(tmp_path):
     pack(str(tmp_path / "out"), tmp_path / "packed", Options(), size=64, quality=90, shard=3, fetch=Fetch(), at_once=2)
     again = open_pairs(str(tmp_path / "packed"))
     assert (again.keys, again.captions, again.hashes) == (pairs.keys, pairs.captions, pairs.hashes)
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_all_batches_of_an_arrow_file_come_in_parts(tmp_path, kind):
+    import pyarrow as pa
+
+    table = pa.table({"n": list(range(25)), "other": ["x"] * 25, "text": [str(n) for n in range(25)]})
+    path = tmp_path / "t.arrow"
+    with pa.OSFile(str(path), "wb") as out, (pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file)(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=10)
+    batches = list(ArrowFile(path).iter_batches(4, ["text", "n"]))
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2, 4, 1]
+    assert [row for batch in batches for row in batch.to_pylist()] == [{"text": str(n), "n": n} for n in range(25)]
+
+
+def test_rows_that_were_chosen_by_an_index_are_not_read_as_all_rows(tmp_path):
+    put(tmp_path / "data.arrow", b"")
+    put(tmp_path / "dataset_info.json", "{}")
+    state = {"_data_files": [{"filename": "data.arrow"}], "_indices_data_files": None}
+    put(tmp_path / "state.json", json.dumps(state))
+    assert saved_dataset(tmp_path) == [tmp_path / "data.arrow"]
+    put(tmp_path / "state.json", json.dumps({**state, "_indices_data_files": [{"filename": "indices.arrow"}]}))
+    with pytest.raises(UserError, match="flatten_indices"):
+        saved_dataset(tmp_path)
+
+
+def test_copied_pictures_are_those_of_the_column_and_of_the_present_file(tmp_path):
+    """Pictures of one file are copied into the cache: another column, or a file of the same size in its place, has other pictures."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, shown = tmp_path / "t.parquet", [picture(n, "BMP") for n in range(4)]  # of one size
+
+    def written(first, second):
+        pq.write_table(pa.table({"one": [first], "two": [second], "caption": ["a"]}), path, compression="none", use_dictionary=False)
+
+    def read(column):
+        return open_pairs(str(path), image_column=column).image_bytes(0)
+
+    written(shown[0], shown[1])
+    size = path.stat().st_size
+    assert (read("one"), read("two")) == (shown[0], shown[1])
+    written(shown[2], shown[3])
+    assert path.stat().st_size == size
+    os.utime(path, ns=(10**18, 10**18))
+    assert (read("one"), read("two")) == (shown[2], shown[3])

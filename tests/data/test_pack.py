@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from clipling.cli import main
-from clipling.data import images, index
+from clipling.data import images, index, remote
 from clipling.data import pack as pack_module
 from clipling.data import pack_shard as pack_shard_module
 from clipling.data.images import decode
@@ -539,3 +539,38 @@ def test_tars_are_the_same_for_any_number_of_threads(tmp_path):
     assert files(tmp_path / "a") == files(tmp_path / "b")
     with tarfile.open(fileobj=io.BytesIO((tmp_path / "a" / "00000.tar").read_bytes())) as found:
         assert {member.mtime for member in found} == {0}
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_long_file_is_copied_in_parts_also_from_a_server_that_knows_none(tmp_path, monkeypatch, ranges):
+    monkeypatch.setattr(remote, "CHUNK", 100)
+    data = bytes(range(256)) * 9
+    with serving(Site(ranges)) as site:
+        site.pages["long.tar"] = data
+        fetch = Fetch(retries=0)
+        assert fetch.copy(site.url("long.tar"), tmp_path / "long.tar").read_bytes() == data
+        (tmp_path / "again.tar.part").write_bytes(data[:1000])
+        (tmp_path / "again.tar.part.json").write_text(json.dumps(fetch.state(site.url("long.tar"))))
+        assert fetch.copy(site.url("long.tar"), tmp_path / "again.tar").read_bytes() == data
+
+
+def test_a_file_of_unknown_length_begins_anew_when_its_stream_broke(tmp_path, monkeypatch):
+    data = bytes(range(256)) * 9
+
+    class Breaks(io.BytesIO):
+        def read(self, count: int = -1) -> bytes:
+            if self.tell():
+                raise OSError("gone")
+            return super().read(1000)
+
+    class Place:
+        streams = [Breaks(data), io.BytesIO(data)]  # noqa: RUF012
+
+        def open(self, name: str, mode: str) -> io.BytesIO:
+            return self.streams.pop(0)
+
+    monkeypatch.setattr(remote, "filesystem", lambda url, timeout=0.0: (Place(), "x"))
+    monkeypatch.setattr(remote, "_pause", lambda failed: None)
+    made = Fetch().copy("s3://a/x.tar", tmp_path / "x.tar", state={"url": "x", "size": None})
+    assert made.read_bytes() == data
+    assert not Place.streams

@@ -217,3 +217,17 @@ def test_the_optimiser_is_fused_and_equals_the_plain_one():
             optimiser.zero_grad()
     for (name, one), other in zip(students[0].named_parameters(), students[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("side", ["visual", "text"])
+def test_one_pruned_tower_is_enough_to_refuse(monkeypatch, side):
+    student = made(tiny)
+    monkeypatch.setattr(compute, "is_irregular", lambda tower: tower is getattr(student.model, side))
+    with pytest.raises(UserError, match="pruned layers"):
+        prepare(student, CLIP, Compute(activation_checkpointing=True))
+
+
+def test_a_compiler_that_the_user_names_counts(monkeypatch):
+    monkeypatch.setenv("CXX", "my-compiler -O2")
+    monkeypatch.setattr(compute.shutil, "which", lambda program: "found" if program == "my-compiler" else None)
+    compute._need_compiler(torch.device("cpu"))

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from clipling.engine import memory
 from clipling.engine.memory import freed_memory_kept, glibc, user_decided
 
 needs_glibc = pytest.mark.skipif(glibc() is None, reason="not glibc")
@@ -18,7 +19,7 @@ from clipling.engine.memory import freed_memory_kept
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        b"x" * (40 * 2**20)  # 40 MiB: above glibc's largest threshold
+        b"x" * (100 * 2**20)  # 100 MiB: above glibc's largest threshold, and what TOP_PAD alone keeps
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 plain = faults()
 with freed_memory_kept() as told:
@@ -59,3 +60,40 @@ def test_elsewhere_nothing_happens(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with freed_memory_kept() as told:
         assert told is False
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_TOP_PAD_"])
+def test_whatever_a_user_decided_by(monkeypatch, name):
+    for other in [other for other in os.environ if other in ("LD_PRELOAD", "GLIBC_TUNABLES") or other.startswith("MALLOC_")]:
+        monkeypatch.delenv(other)
+    assert not user_decided()
+    monkeypatch.setenv(name, "x")
+    assert user_decided()
+
+
+def test_the_documented_defaults_are_put_back_also_after_an_error(monkeypatch):
+    class Library:
+        settings: dict[int, int] = {}  # noqa: RUF012
+        trimmed = 0
+
+        def mallopt(self, option: int, value: int) -> int:
+            self.settings[option] = value
+            return 1
+
+        def malloc_trim(self, pad: int) -> None:
+            self.trimmed += 1
+
+    library = Library()
+    monkeypatch.setattr(memory, "glibc", lambda: library)
+    monkeypatch.setattr(memory, "user_decided", lambda: False)
+
+    def failing() -> None:
+        with freed_memory_kept() as told:
+            assert told is True
+            assert library.settings == {-4: 0, -1: 2**31 - 1, -2: 2**26}
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert library.settings == {-4: 65536, -1: 131072, -2: 131072}
+    assert library.trimmed == 1

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from clipling.errors import UserError
-from clipling.guides import approximate, neighbours
-from clipling.guides.approximate import learn_cells, recall
+from clipling.guides import approximate, candidates, neighbours, search
+from clipling.guides.approximate import Cells, CellSearch, learn_cells, recall
 from clipling.guides.neighbours import build_table
+from clipling.guides.precision import BF16, FP32
 from clipling.guides.rows import unit
 from tests.guides.making import unit_rows
 from tests.guides.test_neighbours import awkward, same
@@ -103,3 +104,31 @@ def test_cells_of_other_columns_are_not_taken(tmp_path):
     learn_cells(features[:2000], np.arange(2000), links, 4, tmp_path / "cells.npz")
     found = learn_cells(features, np.arange(4000), links, 4, tmp_path / "cells.npz")
     assert np.array_equal(found.cell, learn_cells(features, np.arange(4000), links, 4).cell)
+
+
+@pytest.mark.parametrize("precision", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("held", [candidates.HELD, 500])
+def test_all_rows_of_the_cells_around_are_looked_through_and_no_others(monkeypatch, precision, seed, held):
+    """Against one inner product at a time, for cells without geometry, one of them empty, with classes and several rows a pair."""
+    monkeypatch.setattr(candidates, "quickest", lambda device: precision)
+    for module in (candidates, search):
+        monkeypatch.setattr(module, "HELD", held)
+    rng = np.random.default_rng(seed)
+    count, cells, probes, k = 400, 12, int(rng.integers(1, 9)), 6
+    owner, features = np.sort(rng.integers(0, 250, count)), unit_rows(count, 7, seed)
+    links = [sorted({int(c) for c in rng.integers(0, 25, rng.integers(0, 3))}) for _ in range(250)]
+    cell = rng.choice(np.delete(np.arange(cells), 5), count).astype(np.int32)
+    near = np.stack([np.append(c, rng.permutation(np.delete(np.arange(cells), c))[: probes - 1]) for c in range(cells)]).astype(np.int32)
+    asked = rng.permutation(count)[:150]
+    ids, sims = CellSearch(features, owner, links, Cells(cell, near, "0")).of_columns(asked, k)
+    exact = features.astype(np.float64)
+    for row, query in enumerate(asked.tolist()):
+        best: dict[int, float] = {}
+        for column in np.flatnonzero(np.isin(cell, near[cell[query]])).tolist():
+            pair, mine = int(owner[column]), int(owner[query])
+            if pair != mine and not set(links[pair]) & set(links[mine]):
+                best[pair] = max(best.get(pair, -9.0), float((exact[column] * exact[query]).sum()))
+        nearest = sorted(best, key=lambda pair: (-best[pair], pair))[:k]
+        assert ids[row].tolist() == nearest + [-1] * (k - len(nearest))
+        assert sims[row][: len(nearest)].tolist() == [best[pair] for pair in nearest]

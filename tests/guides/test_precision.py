@@ -41,6 +41,19 @@ def test_the_margin_holds_for_the_worst_rounding():
     assert 1.9 * BF16.unit < error < BF16.margin(64) / 2
 
 
+def test_the_margin_holds_for_the_worst_rounding_of_result_and_rows_at_once():
+    """Both rows of a product rounded down by half a unit, and their product as well: more than three units, as the norm is above 1."""
+    rounded = torch.tensor([[2.0**-3] * 64 + [2.0**-4]], dtype=torch.float64)
+    row = rounded * (1 + 2.0**-8 - 2.0**-20)
+    assert torch.equal(row.bfloat16().double(), rounded)
+    with plain_products():
+        score = float(row.float().bfloat16() @ row.float().bfloat16().T)
+    assert score == 1.0  # of 1 + 2^-8, a tie
+    error, unit = float(row @ row.T) - score, BF16.unit
+    assert (3 + 2 * unit) * unit + 66 * 2.0**-24 < error < BF16.margin(65) / 2
+    assert float(row.norm()) < 1 + precision.NORM_SLACK
+
+
 @pytest.mark.parametrize(("ratio", "expected"), [(1.2, FP32), (1.8, BF16)])
 def test_bf16_is_taken_where_it_is_clearly_quicker(monkeypatch, unmeasured, ratio, expected):
     monkeypatch.setattr(precision, "_seconds", lambda rows, device: 1.0 if rows.dtype == torch.float32 else 1 / ratio)

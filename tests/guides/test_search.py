@@ -8,8 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipling.guides import candidates
+from clipling.guides import search as searching
+from clipling.guides.candidates import TooMany
 from clipling.guides.precision import BF16, FP32
-from clipling.guides.search import ExactSearch, check_unit, exact_dots
+from clipling.guides.search import ExactSearch, check_unit, exact_dots, in_parts
 from tests.guides.making import unit_rows
 
 NONE: list[list[int]] = []
@@ -137,3 +139,36 @@ def test_no_columns_no_neighbours():
     ids, sims = search.top(unit_rows(2, 4, 0), np.array([0, 1]), 3)
     assert (ids == -1).all()
     assert (sims == -np.inf).all()
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["rows", "classes"])
+def test_memory_is_bounded_where_rows_are_alike_or_classes_are_large(monkeypatch, alike):
+    """All rows the same, or all of one class: no more columns are held at a time than stated, but for a single query."""
+    held, count = [], 600
+    for module in (candidates, searching):
+        monkeypatch.setattr(module, "HELD", 9000)
+    ranked, excluded = searching.rank_pairs, searching.Excluded.columns
+    monkeypatch.setattr(searching, "rank_pairs", lambda *given: held.append(len(given[1])) or ranked(*given))
+    monkeypatch.setattr(
+        searching.Excluded, "columns", lambda self, pairs: (found := excluded(self, pairs), held.append(len(found[0]) - len(pairs)))[0]
+    )
+    columns = np.repeat(unit_rows(1, 12, 0), count, axis=0) if alike else unit_rows(count, 12, 0)
+    ids, _ = ExactSearch(columns, np.arange(count), [[] if alike else [pair % 2] for pair in range(count)]).of_columns(np.arange(count), 3)
+    assert 3000 < max(held) <= 9000
+    if alike:
+        assert ids[5:].tolist() == [[0, 1, 2]] * (count - 5)
+    else:
+        assert ((ids % 2) != np.arange(count)[:, None] % 2).all()
+
+
+def test_parts_are_halved_as_long_as_they_are_too_many_and_grow_again():
+    done = []
+
+    def work(part: slice) -> None:
+        if part.stop - part.start > (3 if part.start < 10 else 100):
+            raise TooMany
+        done.append((part.start, part.stop))
+
+    in_parts(50, 16, work)
+    assert [i for start, stop in done for i in range(start, stop)] == list(range(50))
+    assert max(stop - start for start, stop in done) == 16

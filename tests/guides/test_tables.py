@@ -110,11 +110,11 @@ def test_older_tables_that_are_damaged(tmp_path, name):
 
 
 def test_an_update_from_tables_of_other_pairs_is_refused(tmp_path):
-    now, update = updated(tmp_path, 0)
+    now, _ = updated(tmp_path, 0)
     others = source(tmp_path / "others", 12, seed=9)  # of the same names
     build_bank(others, tmp_path / "other-bank", **ENCODERS)
     make_tables(tmp_path / "other-bank", others, tmp_path / "other-tables", k=4)
-    with pytest.raises(UserError, match="none of the 12 pairs .* nothing to bring up to date"):
+    with pytest.raises(UserError, match=r"none of the 12 pairs .* nothing to bring up to date"):
         make_tables(tmp_path / "new", now, tmp_path / "tables", k=4, update=tmp_path / "other-tables")
     assert not (tmp_path / "tables").exists()
 
@@ -123,7 +123,7 @@ def test_tables_that_are_there_are_not_mixed_with_updated_ones(tmp_path):
     now, update = updated(tmp_path, 0)
     make_tables(tmp_path / "new", now, tmp_path / "tables", k=4)
     before = files_of(tmp_path / "tables")
-    with pytest.raises(UserError, match="other means were subtracted.*remove .*tables first"):
+    with pytest.raises(UserError, match=r"other means were subtracted.*remove .*tables first"):
         update()
     assert files_of(tmp_path / "tables") == before
     shutil.rmtree(tmp_path / "tables")
