@@ -6,7 +6,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,7 +32,7 @@ from clipling.models.dual import Student
 from clipling.models.hub import new_student
 from clipling.objectives.contrastive import Clip
 from clipling.objectives.term import Objective
-from clipling.planning.hours import Rates
+from clipling.planning.hours import EXACT_UP_TO, Rates
 from clipling.planning.sizes import Shape
 from clipling.planning.stored import StoredPlan, made_up_teachers, measured, stored_plan
 from clipling.recipe import Recipe, with_settings
@@ -110,6 +110,8 @@ def calibrate(
     decoded = decoding(student.image_size, seconds)
     making = (stored.teacher_seconds, stored.teacher_flop, stored.replay_seconds + 1 / decoded) if stored else ()
     rates = Rates(train, searching(runtime.device, seconds), decoded, own_flop, image, text, *flop, *making)
+    if runtime.device.type == "cuda":
+        rates = replace(rates, exact_up_to=EXACT_UP_TO["cuda"], cells_search=searching(torch.device("cpu"), seconds))
     return Calibration(shape, rates, runtime.device.type, torch.get_num_threads(), stored)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from clipling.planning.hours import EXACT_UP_TO, Rates, hours
+from clipling.planning.hours import Rates, hours
 from clipling.planning.machines import Machine
 from clipling.planning.sizes import Shape, disk, peak_memory, training_memory
 
@@ -57,7 +57,7 @@ def limits(shape: Shape, rates: Rates, machine: Machine, epochs: float, most_hou
         found += [
             Limit("hours of the bank", "hours", most_hours, part("bank"), BANK),
             Limit("hours of neighbours", "hours", most_hours, part("neighbours"), NEIGHBOURS),
-            Limit("exact neighbours", "pairs", EXACT_UP_TO, float, EXACT),
+            Limit("exact neighbours", "pairs", rates.exact_up_to, float, EXACT),
         ]
     return found
 
@@ -74,14 +74,14 @@ def _disk_advice(shape: Shape) -> str:
     more = "; the bank grows with guide encoders' sizes and views" if shape.guided else ""
     if shape.stored_bytes:
         more += "; stored knowledge grows with the teachers' sizes and --augmentations, and is about half as large with --storage int8"
-    return f"`clipling data pack` to smaller pictures, or stream from tars elsewhere (data.source takes several){more}."
+    return f"`clipling data pack` to smaller pictures, or keep fewer of the tars here at a time{more}."
 
 
 def _memory_advice(shape: Shape, machine: Machine) -> str:
     if machine.device_memory == 0 and peak_memory(shape, FEWEST, False) > machine.memory:
         return DEVICE  # the batch, not the pairs
     more = (
-        " The search of neighbours takes about 4 bytes a dimension of every pair: an encoder with fewer dimensions needs less."
+        " The search of neighbours holds the mean captions of all pairs in fp16: a text encoder with fewer dimensions needs less."
         if shape.guided
         else ""
     )

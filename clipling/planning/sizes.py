@@ -15,6 +15,7 @@ PAIR_OBJECTS = 700
 CAPTION_OBJECTS = 150
 TOKEN_BYTES = 4  # of each of a context; fewer where all captions are shorter
 SCORE_BYTES, TILE = 2**23, 2048  # guides/candidates.py, guides/columns.py
+FOUND_BYTES, SEARCH_BYTES = 450, 2**27  # of every pair, and at once, while neighbours are searched
 PROCESS_BYTES = 1.0e9  # Python, torch and its libraries
 RECORD_BYTES, OPENING_BYTES = 100, 500  # of an augmentation, held and while a reinforced source is opened (docs/reinforced.md)
 BEFORE_TRAINING = ("search of neighbours", "opening stored knowledge")  # what memory() counts that is gone when training begins
@@ -61,6 +62,8 @@ def disk(shape: Shape, pairs: int) -> dict[str, float]:
         found["stored knowledge"] = pairs * shape.stored_bytes
     if shape.guided:
         found |= {"bank": bank(shape, pairs), "neighbour tables": tables(shape, pairs)}
+        # Of the space that is searched, in fp16 and in bf16, until its table is there.
+        found["columns of the search"] = 4.0 * max(shape.image_dim, shape.text_dim) * pairs
     return {**found, "checkpoints": checkpoints(shape)}
 
 
@@ -104,10 +107,10 @@ def memory(shape: Shape, pairs: int) -> dict[str, float]:
         found["stored knowledge"] = pairs * shape.augmentations * RECORD_BYTES + texts
         found["opening stored knowledge"] = pairs * shape.augmentations * (OPENING_BYTES - RECORD_BYTES)
     if shape.guided:
-        # A tile of columns in fp32 and its similarities; of every pair the mean of its captions and what is found (4 bytes a dimension
-        # together, as measured at 10,000 and 30,000 rows). Both spaces are searched one after the other.
+        # The mean captions of all pairs in fp16; of every pair what is found; columns that are kept converted, a tile of them and its
+        # similarities. As measured from 30,000 to a million rows (benchmarks: neighbours). One space is searched after the other.
         widest = max(shape.image_dim, shape.text_dim)
-        found["search of neighbours"] = 4 * widest * (pairs + TILE) + SCORE_BYTES
+        found["search of neighbours"] = pairs * (2 * shape.text_dim + FOUND_BYTES) + 4 * widest * TILE + SCORE_BYTES + SEARCH_BYTES
         found["neighbour tables"] = tables(shape, pairs)
     return found
 

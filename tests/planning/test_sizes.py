@@ -18,7 +18,7 @@ from clipling.engine.trainer import Trainer
 from clipling.guides import approximate, candidates, columns, neighbours
 from clipling.guides.bank import build_bank
 from clipling.guides.neighbours import build_table
-from clipling.planning import hours, sizes
+from clipling.planning import hours, machines, sizes
 from clipling.planning.hours import Rates
 from clipling.planning.machines import Machine
 from clipling.planning.sizes import Shape
@@ -130,9 +130,9 @@ def test_pairs_in_memory_take_about_what_the_formula_says(tmp_path):
 
 
 def test_the_plan_knows_the_numbers_of_the_search():
-    assert neighbours.EXACT_UP_TO["cpu"] == hours.EXACT_UP_TO
+    assert neighbours.EXACT_UP_TO == hours.EXACT_UP_TO
     assert hours.CELLS == approximate.CELLS
-    assert approximate.LEAST_PROBES <= hours.PROBES <= hours.CELLS * hours.EXACT_UP_TO**0.5 / approximate.MOST_SHARE
+    assert approximate.LEAST_PROBES <= hours.PROBES <= hours.CELLS * hours.PROBED**0.5 / approximate.MOST_SHARE
     assert (sizes.SCORE_BYTES, sizes.TILE) == (candidates.SCORE_BYTES, columns.TILE)
 
 
@@ -150,13 +150,18 @@ def test_more_pairs_never_take_less(pairs, more, guided):
     assert guided == ("neighbours" in before)
     if guided:
         assert after["bank"] >= before["bank"]
-        if (pairs <= hours.EXACT_UP_TO) == (pairs + more <= hours.EXACT_UP_TO):
+        if (pairs <= RATES.exact_up_to) == (pairs + more <= RATES.exact_up_to):
             assert after["neighbours"] >= before["neighbours"]
 
 
 def test_exact_tables_take_time_with_the_square_of_the_pairs():
-    assert hours.search_flop(SHAPE, 100_000) == pytest.approx(4 * hours.search_flop(SHAPE, 50_000))
-    assert hours.search_flop(SHAPE, 100_000) == pytest.approx(2 * 1e10 * (1280 + 384))
+    seconds = hours.search_seconds(SHAPE, RATES, 100_000)
+    assert seconds == pytest.approx(4 * hours.search_seconds(SHAPE, RATES, 50_000))
+    assert seconds == pytest.approx(2 * 1e10 * (1280 + 384) / 5e10)
+    # On a GPU tables are exact for longer, and above that a CPU like this one searches its cells.
+    there = RATES.on(machines.STATED["a100"])
+    assert hours.search_seconds(SHAPE, there, 4_000_000) == pytest.approx(2 * 1.6e13 * (1280 + 384) / there.search)
+    assert hours.search_seconds(SHAPE, there, 5_000_000) == pytest.approx(hours.search_seconds(SHAPE, RATES, 5_000_000))
 
 
 def test_another_machine_has_the_stated_share_of_its_peak():
