@@ -122,22 +122,28 @@ TARGETS = {
     ("loading", "clipling_over_webdataset_pillow"): ("at least 2", "pictures a second, ours over webdataset with Pillow"),
     ("bank", "bank_over_bare_forward"): (
         "at least 0.9",
-        "pictures and captions a second, `bank` over its encoders alone (above 1 is noise)",
+        "rows a second of `bank` over its encoders alone (above 1 is noise)",
     ),
     ("neighbours", "exact_table_over_gemm"): ("at least 0.7", "speed of a whole exact table over that of the fp32 product alone"),
-    ("ping_cost", "step_time"): ("at most 1.05", "seconds of a guided step over those of a plain CLIP step, 112 px student (others below)"),
+    ("ping_cost", "step_time"): ("at most 1.05", "seconds of a guided step over a plain CLIP step, 112 px student (others below)"),
     ("ping_cost", "memory"): ("at most 1.02", "peak memory of guided training over plain CLIP, 112 px student"),
 }
 
 
+HEAD = """# Benchmarks
+
+Made by `make bench` from `benchmarks/results/*.json`; each file names the command that made it (the last one, where several made it:
+`--help` of a script says what each does). Scripts that train or load need Flickr8k as tars of pictures and captions, in
+`shared/data/flickr8k` beside this checkout.
+
+± is over seeds; where there is one, over rounds or parts of the data.
+
+"""
+
+
 def main() -> None:
     results = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
-    text = (
-        "# Benchmarks\n\nMade by `make bench` from `benchmarks/results/*.json`; each file names the command that made it (the last one, where "
-        "several made it: `--help` of a script says what each does). Scripts that train or load need Flickr8k as tars of pictures and captions, in "
-        "`shared/data/flickr8k` beside this checkout, and say so where it is missing.\n\n± is over seeds; where there is one, over rounds or parts of "
-        "the data.\n\n" + "\n".join([promised(results), *(section(result) for result in results)])
-    )
+    text = HEAD + "\n".join([promised(results), *(section(result) for result in results)])
     atomic_write(ROOT / "docs" / "benchmarks.md", text)
     print(text)
 
