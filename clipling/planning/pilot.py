@@ -62,7 +62,8 @@ def run_pilot(
     """
     _refuse(recipe, guidance)
     opened = open_data(recipe.data)
-    too_few(len(opened.val))  # before anything is trained
+    if few := too_few(len(opened.val)):  # before anything is trained
+        _say(quiet, f"pilot: {few}; nothing will be forecast, the pilots are only compared")
     variants = _variants(recipe, larger, guidance)
     speed = _remembered_speed(recipe, out)
     extra = {name: speed / _remembered_speed(changed, out) if name == "larger student" else 1.1 for name, changed in variants.items()}

@@ -74,7 +74,9 @@ def pilot_text(result: Mapping[str, Any], table: Any) -> str:
     """The pilots and the forecasts as a person reads them; `table(header, rows)` draws tables."""
     shown = lambda row: [f"{100 * row['recall']:.1f}", f"{100 * row['low']:.1f} - {100 * row['high']:.1f}"]  # noqa: E731
     pilots = [[str(p["pairs"]), f"{p['epochs']:.3g}", *shown(p)] for p in result["pilots"]]
-    rows = [[f["what"], f"{f['pairs']:,}", f"{f['epochs']:.3g}", *shown(f)] for f in result["forecasts"]]
+    # Numbers that say nothing would be read: what cannot be forecast has none, and the word that it cannot comes first.
+    known = lambda row: [NONE, NONE] if "why_not" in row else shown(row)  # noqa: E731
+    rows = [[f["what"], f"{f['pairs']:,}", f"{f['epochs']:.3g}", *known(f)] for f in result["forecasts"]]
     rows += [[name, NONE, NONE, *shown(found)] for name, found in result["against"].items()]
     lines = [
         table(["pilots: pairs", "epochs", "recall@10", "90 %"], pilots),
@@ -88,5 +90,4 @@ def pilot_text(result: Mapping[str, Any], table: Any) -> str:
                 f"{row['what'].partition(',')[0]}: {100 * apart['difference']:+.1f} points in the pilots "
                 f"({100 * apart['low']:+.1f} to {100 * apart['high']:+.1f})"
             )
-    # Numbers that say nothing are not to be read before the word that they do.
     return "\n".join([result["verdict"], "", *lines] if "why_not" in result["forecasts"][0] else [*lines, "", result["verdict"]])

@@ -96,6 +96,7 @@ def test_that_nothing_can_be_forecast_comes_before_the_numbers(why):
     rows = []
     said = pilot_text(made, lambda names, lines: rows.extend(lines) or "TABLE")
     assert (said.index("VERDICT") < said.index("TABLE")) == (why is not None)
+    assert rows[1] == ["all", "9", "1", *(["–", "–"] if why else ["20.0", "10.0 - 90.0"])]
     assert all(cell.strip() for row in rows for cell in row)
 
 
