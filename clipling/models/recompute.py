@@ -53,11 +53,13 @@ def _recompute_blocks(trunk: nn.Module) -> bool:
 def still_statistics(model: nn.Module) -> Iterator[None]:
     """Running statistics of BatchNorm stay as they are: a pass that is made twice must not count twice."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [m.momentum for m in norms]
+    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in norms]
     for m in norms:
         m.momentum = 0.0
     try:
         yield
     finally:
-        for m, momentum in zip(norms, kept, strict=True):
+        for m, (momentum, batches) in zip(norms, kept, strict=True):
             m.momentum = momentum
+            if batches is not None:
+                m.num_batches_tracked.copy_(batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -231,3 +232,23 @@ def test_a_compiler_that_the_user_names_counts(monkeypatch):
     monkeypatch.setenv("CXX", "my-compiler -O2")
     monkeypatch.setattr(compute.shutil, "which", lambda program: "found" if program == "my-compiler" else None)
     compute._need_compiler(torch.device("cpu"))
+
+
+def test_batch_statistics_count_every_part_of_a_cached_batch_once(tiny_recipe, tmp_path):
+    """The first pass, without gradient, leaves them alone: as if the parts had been run one after the other."""
+    job = make_job(tiny_recipe, tmp_path / "run", Runtime(), quiet=True)
+    student, by_hand = made(small_conv), made(small_conv)
+    host = job.batches[1]
+    count = len(host.pair)
+    texts = student.tokenise([f"{CAPTIONS[i % len(CAPTIONS)]} {i}" for i in range(count)])
+    host = dataclasses.replace(host, images=pictures(count, student.image_size, seed=2), tokens=texts)
+    Stepper(student, job.objective, job.make_batch, Runtime(), 0, 8)(host, measure=False)
+    for start in range(0, count, 8):
+        by_hand.encode_image(by_hand.normalise(host.images[start : start + 8]))
+    kept = {
+        name: value for name, value in student.state_dict().items() if name.endswith(("running_mean", "running_var", "batches_tracked"))
+    }
+    assert kept
+    assert count > 8
+    for name, value in kept.items():
+        torch.testing.assert_close(value, by_hand.state_dict()[name], rtol=1e-6, atol=1e-7, msg=name)
