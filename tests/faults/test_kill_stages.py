@@ -22,7 +22,9 @@ SHARED = {"data.workers": 0, "optimiser.batch": 16, "optimiser.ema": 0.9, "max_s
 AUTO = {"objective.sparsity.options": {"target": 0.4, "warmup": 3, "lr": 0.3}, "stages.1.epochs": 1.0}
 
 
-@pytest.mark.parametrize(("name", "own"), [("tinyclip_auto", AUTO), ("tinyclip_manual", {"student.inherit.to": "60%"})])
+@pytest.mark.parametrize(
+    ("name", "own"), [("tinyclip_auto", AUTO), pytest.param("tinyclip_manual", {"student.inherit.to": "60%"}, marks=pytest.mark.slow)]
+)
 def test_a_killed_and_resumed_run_ends_in_the_same_bits(tmp_path, monkeypatch, name, own):
     torch.set_num_threads(1)
     toy, val = toy_folder(tmp_path / "toy", count=64), toy_folder(tmp_path / "val", count=24, seed=1)

@@ -129,6 +129,7 @@ def test_forecasts_use_the_samples_that_were_really_seen(recipe):
     assert all("of 12 held-out pairs chance alone finds 83 %" in row["why_not"] for row in few)
 
 
+@pytest.mark.slow
 def test_a_longer_pilot_with_variants_goes_into_the_same_folder(recipe, tmp_path, monkeypatch):
     """What the verdict advises: "a longer pilot narrows the interval"."""
     monkeypatch.setattr(piloting, "_speed", lambda recipe: 1000.0)
