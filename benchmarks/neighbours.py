@@ -1,7 +1,7 @@
 """What does an exact neighbour table cost against the bare matrix product, and how do time and memory grow with the number of pairs?
 
     python benchmarks/neighbours.py                          all that is not in the result file yet (half an hour on two cores)
-    python benchmarks/neighbours.py --exact 300000           one more exact point (about a quarter of an hour)
+    python benchmarks/neighbours.py --exact 1000000          one more exact point (about half an hour)
     python benchmarks/neighbours.py --small                  10,000 and 30,000 rows, printed and not kept
 
 `exact_table_over_gemm`: seconds of nothing but the fp32 product of all rows with all rows, in blocks, over seconds of `build_table` with
@@ -38,8 +38,6 @@ GRAPH = {"links": 32, "build": 40, "search": 64}
 METHODS = {"approximate": "faiss", "faiss HNSW": "HNSW"}
 GRAPHS = (30_000, 100_000, 300_000)
 BF16_SHAPE = (2048, 2048)  # the quickest on the machine this was written on
-
-
 # Of a machine with quick bf16: the same table with candidates chosen in fp32, and against the product that it does make.
 OTHERS = (("candidates in fp32", "gemm", "table_fp32"), ("against the product in bf16", "gemm_bf16", "table"))
 

@@ -71,6 +71,8 @@ class Chooser:
         try:
             return candidates(queries, tiles, columns, excluded, need, self.precision, self.device)
         except TooMany:
+            if self.precision == FP32:  # nothing slower would leave fewer: ask fewer queries
+                raise
             self.precision = FP32
             return candidates(queries, tiles, columns, excluded, need, self.precision, self.device)
 

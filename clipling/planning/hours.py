@@ -9,12 +9,12 @@ from clipling.planning.machines import UTILISATION, Machine
 from clipling.planning.sizes import Shape, decoded
 
 EXACT_UP_TO = {"cpu": 200_000, "cuda": 4_000_000}  # guides/neighbours.py
-FP32_SHARE = 0.65  # of the speed of fp32's matrix product that the exact search reaches in fp32 (benchmarks: neighbours)
+FP32_SHARE = 0.7  # of the speed of fp32's matrix product that the exact search reaches in fp32 (benchmarks: neighbours)
 # Of an approximate table (guides/approximate.py): cells are this many roots of the pairs; of them so many are looked through, which the
 # search chooses on a sample of the data. For 95 % of the neighbours of rows of about 26 effective dimensions: PROBES at PROBED pairs,
 # and as many more as PROBES_POWER says (benchmarks: neighbours). Other data may want fewer or more.
 CELLS, PROBES, PROBED, PROBES_POWER = 1, 80, 200_000, 0.33
-APPROXIMATE_SHARE = 0.4  # of the exact search's speed: cells make smaller products, and learning them takes time
+APPROXIMATE_SHARE = 0.4  # of the exact search's speed (0.3 at 300,000 rows, 0.5 at a million): smaller products, cells to learn
 # Of machines that are not measured. A small student on a GPU is not bound by arithmetic: a step is hundreds of kernels, launched one after
 # the other, and a run begins with processes, a device and files to open. Both are guesses, that no plan says less than what can be.
 STEP_FLOOR, START_UP = 0.005, 20.0

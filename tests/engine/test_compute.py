@@ -229,9 +229,12 @@ def test_one_pruned_tower_is_enough_to_refuse(monkeypatch, side):
 
 
 def test_a_compiler_that_the_user_names_counts(monkeypatch):
-    monkeypatch.setenv("CXX", "my-compiler -O2")
     monkeypatch.setattr(compute.shutil, "which", lambda program: "found" if program == "my-compiler" else None)
-    compute._need_compiler(torch.device("cpu"))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+        compute._need_compiler(torch.device("cpu"))
+    monkeypatch.setenv("CXX", "my-compiler -O2")
+    assert compute._need_compiler(torch.device("cpu")) is None
 
 
 def test_batch_statistics_count_every_part_of_a_cached_batch_once(tiny_recipe, tmp_path):

@@ -161,6 +161,22 @@ def test_memory_is_bounded_where_rows_are_alike_or_classes_are_large(monkeypatch
         assert ((ids % 2) != np.arange(count)[:, None] % 2).all()
 
 
+def test_what_is_too_much_for_fp32_is_not_tried_twice(monkeypatch, precision):
+    tried = []
+
+    def never(*given) -> None:
+        tried.append(given[5])
+        raise TooMany
+
+    monkeypatch.setattr(candidates, "candidates", never)
+    choose = candidates.Chooser("cpu")
+    for expected in ([precision, FP32] if precision != FP32 else [FP32], [FP32]):
+        tried.clear()
+        with pytest.raises(TooMany):
+            choose(None, None, 1, None, 1)
+        assert tried == expected
+
+
 def test_parts_are_halved_as_long_as_they_are_too_many_and_grow_again():
     done = []
 

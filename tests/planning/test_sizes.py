@@ -119,6 +119,8 @@ def test_pairs_in_memory_take_about_what_the_formula_says(tmp_path):
         Image.new("RGB", (8, 8), (i % 256, i // 256, 7)).save(tmp_path / f"{i:05d}.png")
         lines.append(f"{i:05d}.png,a picture of one plain colour and number {i} of many")
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    (tmp_path / "few.csv").write_text("\n".join(lines[:9]))
+    open_pairs(str(tmp_path / "few.csv")).links()  # modules that are imported for the first time are no pairs
     tracemalloc.start()
     pairs = open_pairs(str(tmp_path / "pairs.csv"))
     links = pairs.links()
@@ -169,7 +171,7 @@ def test_another_machine_has_the_stated_share_of_its_peak():
     there = RATES.on(a_machine)
     assert there.train == pytest.approx(2 * 100e12 * 0.2 / 1e8)
     assert there.decode == RATES.decode
-    assert there.search == pytest.approx(0.65 * 100e12 / 16), "one device, not in bf16"
+    assert there.search == pytest.approx(0.7 * 100e12 / 16), "one device, not in bf16"
     assert RATES.on(dataclasses.replace(a_machine, peak=None)) is RATES
 
 
